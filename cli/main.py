@@ -1,0 +1,51 @@
+"""The program ``mri-ambient``: its commands, put together."""
+
+from typing import Annotated
+
+import typer
+
+from .common import BAD_INPUT, Commands, stop_on_termination
+from .demo import demo
+from .evaluate import evaluate
+from .inspect import inspect
+from .priors import priors
+from .recon import recon
+from .simulate import simulate
+from .train import train
+
+app = typer.Typer(
+    name="mri-ambient",
+    cls=Commands,
+    help="Learn a prior from undersampled MRI scans; reconstruct scans with it, with an error bar. Research use only.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (demo, train, recon, simulate, inspect, evaluate, priors):
+    app.command(_command.__name__)(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mri_ambient import __version__
+
+        print(f"mri-ambient {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(BAD_INPUT)
+
+
+def run() -> None:
+    """Entry point of the installed program."""
+    stop_on_termination()
+    app()

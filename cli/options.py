@@ -1,0 +1,33 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+from mri_ambient.errors import InputError
+
+# Names are repeated here, because asking the library for them would make --help load torch; a test compares.
+MASKS = ("random", "bernoulli", "equispaced", "gaussian", "poisson")
+TRAINING_METHODS = ("ambient", "supervised")
+RECON_METHODS = ("posterior", "mmse", "zero-filled", "sense", "l1-wavelet", "tv")
+PRESETS = ("tiny", "small", "base")
+FORMATS = ("h5", "nifti", "dicom", "png")
+DEFAULT_MASK = "random"
+
+ACCEL = Annotated[
+    float | None, typer.Option(help="Undersample fully sampled data this many times.", show_default="as acquired")
+]
+MASK = Annotated[
+    str | None, typer.Option(help=f"Pattern of --accel: {', '.join(MASKS)}.", show_default=DEFAULT_MASK)
+]
+SEED = Annotated[int, typer.Option(help="Decides everything random.")]
+DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+PRECISION = Annotated[str, typer.Option(help="Of the network: auto, bf16, fp32.")]
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+def chosen_mask(accel: float | None, mask: str | None) -> str:
+    """The pattern to use; a pattern without an acceleration is a mistake."""
+    if mask is not None and accel is None:
+        raise InputError("The option --mask says how --accel undersamples: give --accel as well.")
+    return mask or DEFAULT_MASK

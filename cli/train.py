@@ -1,0 +1,72 @@
+"""``mri-ambient train``: from undersampled scans to a prior."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import Stopped, Terminal
+from .options import DEVICE, MASKS, PRECISION, PRESETS, QUIET, SEED, TRAINING_METHODS
+
+
+def train(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DATA",
+            help="k-space files, NIfTI volumes, DICOM folders, folders of these, or patterns. None: built-in phantoms.",
+            show_default=False,
+        ),
+    ] = None,
+    accel: Annotated[float, typer.Option(help="Undersample what is fully sampled this many times.")] = 4,
+    mask: Annotated[str, typer.Option(help=f"Pattern of that: {', '.join(MASKS)}.")] = "random",
+    method: Annotated[str, typer.Option(help=f"{', '.join(TRAINING_METHODS)}.")] = "ambient",
+    preset: Annotated[str, typer.Option(help=f"Size of the network: {', '.join(PRESETS)}.")] = "small",
+    images: Annotated[int, typer.Option(help="Training length, in examples.")] = 60_000,
+    init: Annotated[str | None, typer.Option(help="Prior to start from.", show_default="none")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="runs/<method>-r<accel>")
+    ] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(help="Scans for the held-out error; may be repeated.", show_default="one patient in ten of DATA"),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            help="Noise per real component.", show_default="in the files, or estimated; 0.02 for simulated scans"
+        ),
+    ] = None,
+    coils: Annotated[int, typer.Option(help="Coils of simulated scans.")] = 8,
+    matrix: Annotated[
+        list[int] | None,
+        typer.Option(help="Matrices of simulated scans, in turn; may be repeated.", show_default="the volume's own"),
+    ] = None,
+    device: DEVICE = "auto",
+    precision: PRECISION = "auto",
+    seed: SEED = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")] = False,
+    quiet: QUIET = False,
+) -> None:
+    """Learn a prior from undersampled scans. The same command continues a run that was stopped."""
+    settings: dict[str, Any] = {
+        "accel": accel, "mask": mask, "method": method, "preset": preset, "images": images, "init": init,
+        "noise": noise, "coils": coils, "matrices": tuple(matrix or ()), "seed": seed,
+    }  # fmt: skip
+    folder = out or Path("runs") / f"{method}-r{accel:g}"
+    if dry_run:
+        from .dry_run import dry_run as show
+
+        show(data or [], validation or [], folder, settings, device, precision)
+        return
+    from mri_ambient.training import train as run_training
+
+    try:
+        with Terminal(quiet=quiet) as terminal:
+            run = run_training(
+                data or [], out=folder, validation=validation or [], device=device, precision=precision,
+                reporter=terminal, **settings,
+            )  # fmt: skip
+            terminal.say(f"{run.prior}: use it with mri-ambient recon SCAN --prior {run.folder}")
+    except KeyboardInterrupt as interruption:
+        raise Stopped(f"Stopped; the same command continues the run in {folder}.") from interruption

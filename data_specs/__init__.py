@@ -1,0 +1,1 @@
+"""Descriptions of the file formats, one YAML file each, that the loaders validate against."""

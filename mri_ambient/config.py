@@ -1,0 +1,114 @@
+"""The configuration of a training run: validated once, printed, saved beside the run, compared when it is resumed."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mri_ambient.denoiser import PRESETS
+from mri_ambient.errors import InputError
+
+METHODS = ("ambient", "supervised")
+MASKS = ("random", "bernoulli", "equispaced", "gaussian", "poisson")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the result of a training run.
+
+    Attributes
+    ----------
+    method : str
+        "ambient" learns from undersampled scans, "supervised" from fully sampled ones.
+    accel, mask
+        Retrospective undersampling of fully sampled data: acceleration and family.
+    preset : str
+        Size of the network: tiny, small, base.
+    images : int
+        Training length in examples (strips of slices).
+    batch : int
+        Examples a step.
+    strip : int
+        Rows of an example.
+    learning_rate : float
+        Peak of the schedule (warm-up, then cosine to zero).
+    ema : float
+        Decay of the averaged weights, a step.
+    refreshes : tuple of float
+        Ambient: parts of the run after which the reconstructions it trains on are made anew by the network itself.
+    coils, matrices
+        Simulation of volumes: number of coils, and matrix sizes that the volumes take in turn (none: their own).
+    noise : float or None
+        Noise per real component. None: for k-space what the file says or its outer samples show; for volumes 0.02 of
+        the 99th percentile of the image.
+    init : str or None
+        Prior to start from.
+    seed : int
+    """
+
+    method: str = "ambient"
+    accel: float = 4.0
+    mask: str = "random"
+    preset: str = "small"
+    images: int = 60_000
+    batch: int = 8
+    strip: int = 64
+    learning_rate: float = 1e-3
+    ema: float = 0.999
+    refreshes: tuple[float, ...] = (0.3, 0.6)
+    coils: int = 8
+    matrices: tuple[int, ...] = ()
+    noise: float | None = None
+    init: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("mask", self.mask, MASKS)
+        _one_of("preset", self.preset, tuple(PRESETS))
+        _within("accel", self.accel, 1, 64)
+        _within("images", self.images, 1, 10**9)
+        _within("batch", self.batch, 1, 4096)
+        _within("strip", self.strip, 8, 4096)
+        _within("learning rate", self.learning_rate, 1e-7, 1)
+        _within("EMA decay", self.ema, 0, 0.999999)
+        _within("coils", self.coils, 1, 64)
+        for matrix in self.matrices:
+            _within("matrix", matrix, 16, 2048)
+        if self.noise is not None:
+            _within("noise", self.noise, 0, 1e12)
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps."""
+        return -(-self.images // self.batch)
+
+    def to_json(self) -> str:
+        """Indented JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        """Inverse of `to_json`; unknown keys are errors.
+
+        Raises
+        ------
+        InputError
+            If a key is unknown or a value out of range.
+        """
+        values: dict[str, Any] = json.loads(text)
+        unknown = set(values) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise InputError(f"Unknown setting {', '.join(sorted(unknown))} in the configuration.")
+        for name in ("refreshes", "matrices"):
+            values[name] = tuple(values.get(name, getattr(cls, name)))
+        return cls(**values)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"The {name} {value!r} is not one of {', '.join(allowed)}.")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"The {name} must lie between {low:g} and {high:g}, but is {value:g}.")

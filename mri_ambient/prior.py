@@ -1,0 +1,189 @@
+"""Priors: a trained denoiser with its card, in one safetensors file without code.
+
+The JSON metadata state what the weights mean (FFT convention, scale rule, network size) and where they come from (data,
+accelerations, noise, training length). A prior is named by a shipped name, a file, or the folder of a training run.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mri_ambient.denoiser import Denoiser, DenoiserConfig
+from mri_ambient.errors import InputError
+
+FORMAT = "mri-ambient prior 1"
+CONVENTIONS = {
+    "fft": "centred, orthonormal",
+    "scale": "twice the energy-weighted RMS intensity of the fully sampled centre is 1, per volume",
+    "noise": "standard deviation per real and per imaginary component",
+    "axes": "y readout, x phase encoding (last)",
+}
+RUN_FILE = "prior.safetensors"
+DEFAULT_PRIOR = "brain"
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A denoiser and its card.
+
+    Attributes
+    ----------
+    denoiser : Denoiser
+    card : dict
+        What is known about its training; JSON values.
+    name : str
+    hash : str
+        First 16 hexadecimal digits of the SHA-256 of the weights.
+    """
+
+    denoiser: Denoiser
+    card: dict[str, Any]
+    name: str
+    hash: str
+
+    def error(self, sigma: float) -> float:
+        """Root mean square error of the full-mask denoiser at a noise level, per real component.
+
+        Interpolated (in logarithms) from the table that the end of training wrote to the card; beyond its ends, and
+        without a table, the error of a linear denoiser for white images, ``sigma s / sqrt(sigma^2 + s^2)``.
+        """
+        spread = self.denoiser.config.sigma_data
+        linear = sigma * spread / math.hypot(sigma, spread)
+        table = sorted(self.card.get("denoiser_error", []))
+        if not table or not table[0][0] <= sigma <= table[-1][0]:
+            return linear
+        for (low, e_low), (high, e_high) in pairwise(table):
+            if sigma <= high:
+                part = math.log(sigma / low) / math.log(high / low)
+                return float(math.exp((1 - part) * math.log(e_low) + part * math.log(e_high)))
+        return linear
+
+    def to(self, device: torch.device | str) -> "Prior":
+        """Move the weights to a device."""
+        self.denoiser.to(device)
+        return self
+
+
+def weights_hash(weights: dict[str, Tensor]) -> str:
+    """Hash of named tensors, independent of their device."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_prior(path: str | Path, config: DenoiserConfig, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Write a prior; the file appears under its final name only when complete.
+
+    Parameters
+    ----------
+    path : path
+        Usually ends in .safetensors.
+    config : DenoiserConfig
+    weights : dict of Tensor
+        ``Denoiser.state_dict()``; stored in their own precision.
+    card : dict
+        JSON values.
+    """
+    from safetensors.torch import save
+
+    from mri_ambient.dataset import write_atomically
+
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(config.to_dict()),
+        "conventions": json.dumps(CONVENTIONS),
+        "card": json.dumps(card),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    write_atomically(Path(path), save(tensors, metadata))
+
+
+def load_prior(name: str | Path = DEFAULT_PRIOR, device: torch.device | str = "cpu") -> Prior:
+    """Load a prior by shipped name, checkpoint file, or run folder.
+
+    Parameters
+    ----------
+    name : str or path
+    device : str or torch.device
+
+    Raises
+    ------
+    InputError
+        If there is no such prior, or the file is not one.
+    """
+    path = find_prior(name)
+    metadata, weights = _read(path)
+    config = DenoiserConfig.from_dict(json.loads(metadata["config"]))
+    denoiser = Denoiser(config)
+    try:
+        denoiser.load_state_dict({k: v.float() for k, v in weights.items()})
+    except RuntimeError as error:
+        raise InputError(f"The weights in {path} do not fit the network they describe; the file is damaged.") from error
+    denoiser = denoiser.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    label = name if isinstance(name, str) and name in shipped_priors() else path.stem
+    return Prior(denoiser, json.loads(metadata["card"]), str(label), weights_hash(weights))
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a prior of mri-ambient (not a readable safetensors file).") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} is a safetensors file but not a prior of mri-ambient ({FORMAT!r} is missing).")
+    return metadata, weights
+
+
+def find_prior(name: str | Path) -> Path:
+    """Resolve a shipped name, a file, or a run folder to a file.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    path = Path(name)
+    if str(name) in shipped_priors():
+        return shipped_priors()[str(name)]
+    if path.is_dir():
+        if (path / RUN_FILE).exists():
+            return path / RUN_FILE
+        raise InputError(f"The folder {path} holds no finished prior ({RUN_FILE} is missing).")
+    if path.is_file():
+        return path
+    raise InputError(
+        f"There is no prior {str(name)!r}: give a file, a run folder, or one of {', '.join(shipped_priors())}."
+    )
+
+
+def shipped_priors() -> dict[str, Path]:
+    """Names and files of the priors that come with the package."""
+    folder = Path(str(resources.files("mri_ambient.weights")))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def read_card(name: str | Path) -> dict[str, Any]:
+    """The card of a prior, with its size; the weights are not loaded into a network.
+
+    Raises
+    ------
+    InputError
+        As `load_prior`.
+    """
+    metadata, weights = _read(find_prior(name))
+    card: dict[str, Any] = json.loads(metadata["card"])
+    return {**card, "parameters": sum(w.numel() for w in weights.values()), "hash": weights_hash(weights)}

@@ -1,0 +1,493 @@
+"""The training loop: progress in images, one state that is saved and resumed, validation on held-out lines.
+
+Every random number is addressed by (seed, what it is for, step), never by what came before. A run that is killed and
+started again with the same command therefore continues as if nothing had happened: weights, optimiser and averaged
+weights come from the state file, data order and noise from the step number.
+
+Without fully sampled data nothing can be validated on images. Instead lines are held out from the measured k-space of
+patients that training never sees; the weighted error on them is an unbiased estimate of the image error (plus the
+noise).
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mri_ambient.allocator import keep_freed_memory
+from mri_ambient.calibration import PreparedSlice
+from mri_ambient.config import TrainConfig
+from mri_ambient.dataset import (
+    PreparedSlices,
+    Record,
+    Simulation,
+    find_sources,
+    is_volume,
+    prepare,
+    save_array,
+    write_atomically,
+)
+from mri_ambient.denoiser import PRESETS, Denoiser, DenoiserConfig, count_parameters, noise_schedule
+from mri_ambient.errors import InputError
+from mri_ambient.objectives import Ambient, Objective, Supervised
+from mri_ambient.objectives.ambient import further_undersample, heldout_loss
+from mri_ambient.objectives.base import complex_normal
+from mri_ambient.operators import MaskPattern
+from mri_ambient.prior import RUN_FILE, load_prior, save_prior
+from mri_ambient.streams import stream
+
+SAVE_SECONDS = 60.0
+LOG_EVERY = 50  # steps
+VALIDATE_PARTS = 20  # validations in a run
+VALIDATION_SLICES = 32
+WARM_UP = 200  # steps
+PHANTOMS = 40  # volumes of the embedded population
+PHANTOM_SLICES, PHANTOM_SHAPE = 12, (160, 160)
+CLIP = 1.0
+
+
+class Reporter(Protocol):
+    """What the loop tells the outside; the command line draws it."""
+
+    def stage(self, text: str, done: int, total: int) -> None:
+        """Progress of the current stage, with its name."""
+        ...
+
+    def say(self, text: str) -> None:
+        """A line for the log."""
+        ...
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def stage(self, text: str, done: int, total: int) -> None:
+        """Ignore."""
+
+    def say(self, text: str) -> None:
+        """Ignore."""
+
+
+@dataclass
+class State:
+    """Everything that changes during training.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    refreshed : int
+        How often the reconstructions were made anew.
+    skipped : int
+        Steps whose loss or gradient was not finite.
+    seconds : float
+        Time spent in training so far.
+    """
+
+    denoiser: Denoiser
+    average: Denoiser
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    refreshed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run.
+
+    Attributes
+    ----------
+    folder : Path
+    prior : Path
+        The trained prior.
+    card : dict
+    """
+
+    folder: Path
+    prior: Path
+    card: dict[str, Any]
+
+
+def train(
+    data: Sequence[str | Path] = (),
+    *,
+    out: str | Path,
+    validation: Sequence[str | Path] = (),
+    device: str = "auto",
+    precision: str = "auto",
+    notes: dict[str, Any] | None = None,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> Run:
+    """Learn a prior from scans; the same call resumes an interrupted run.
+
+    Parameters
+    ----------
+    data : sequence of paths
+        k-space files, NIfTI volumes, DICOM folders, folders of these, or glob patterns. Empty: embedded phantoms.
+    out : path
+        Folder of the run.
+    validation : sequence of paths
+        Scans for the held-out-line error. Default: one patient in ten of `data`, if there are at least four.
+    device : str
+        "auto", "cpu", "cuda".
+    precision : str
+        "auto" (bfloat16 where the processor has it), "bf16", "fp32".
+    notes : dict, optional
+        Further entries for the card (data attribution).
+    reporter : Reporter, optional
+    **settings
+        Fields of `TrainConfig`.
+
+    Raises
+    ------
+    InputError
+        If data or settings are unusable, or `out` holds another run.
+    """
+    config = TrainConfig(**settings)
+    reporter = reporter or Silent()
+    keep_freed_memory()
+    folder = Path(out)
+    check_resumable(folder, config)
+    place, number_type = choose_device(device, precision)
+    training, held_out = load_data(data, validation, config, folder, reporter)
+    state = new_state(config, place, number_type)
+    restore(folder, state)
+    loop(config, state, training, held_out, folder, reporter)
+    card = make_card(config, state, training, notes or {})
+    card["denoiser_error"] = denoiser_error(state.average, training, config)
+    weights = {name: value.half() for name, value in state.average.state_dict().items()}
+    save_prior(folder / RUN_FILE, state.average.config, weights, card)
+    return Run(folder, folder / RUN_FILE, card)
+
+
+def check_resumable(folder: Path, config: TrainConfig) -> None:
+    """Create the run's folder with its configuration, or check that it holds the same one.
+
+    Raises
+    ------
+    InputError
+        If the folder holds a run with other settings, or cannot be written.
+    """
+    path = folder / "config.json"
+    if path.exists():
+        before, now = asdict(TrainConfig.from_json(path.read_text())), asdict(config)
+        changed = [f"{k} {before[k]} (now {now[k]})" for k in now if before[k] != now[k]]
+        if changed:
+            raise InputError(f"{folder} holds a run with other settings: {', '.join(changed)}. Choose another --out.")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, config.to_json().encode())
+    except OSError as error:
+        raise InputError(f"Cannot write to {folder}: {error.strerror or error}.") from error
+
+
+def choose_device(device: str, precision: str) -> tuple[torch.device, torch.dtype]:
+    """Resolve "auto".
+
+    Raises
+    ------
+    InputError
+        If the name is unknown or CUDA is asked for and absent.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("No CUDA device was found; use --device cpu.")
+    table = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision not in ("auto", *table):
+        raise InputError(f"The precision {precision!r} is not one of auto, bf16, fp32.")
+    if precision == "auto":
+        precision = "bf16" if device != "cpu" or torch.cpu._is_avx512_bf16_supported() else "fp32"
+    try:
+        return torch.device(device), table[precision]
+    except RuntimeError as error:
+        raise InputError(f"The device {device!r} is not one of auto, cpu, cuda.") from error
+
+
+def load_data(
+    data: Sequence[str | Path],
+    validation: Sequence[str | Path],
+    config: TrainConfig,
+    folder: Path,
+    reporter: Reporter,
+) -> tuple[PreparedSlices, PreparedSlices]:
+    """Prepared training and validation slices, from disk where they were prepared before."""
+    training = _prepared(data, config, folder / "data", reporter)
+    if validation:
+        return training, _prepared(validation, config, folder / "validation", reporter)
+    patients = sorted({r.patient for r in training.records})
+    count = max(1, len(patients) // 10) if len(patients) >= 4 else 0
+    order = torch.randperm(len(patients), generator=stream(config.seed, "validation")).tolist()
+    chosen = {patients[i] for i in order[:count]}
+    if not chosen:
+        reporter.say("fewer than four patients and no --validation: nothing is held out")
+    return training.split(chosen)
+
+
+def _prepared(data: Sequence[str | Path], config: TrainConfig, folder: Path, reporter: Reporter) -> PreparedSlices:
+    sources: list[Any]
+    if data:
+        sources = find_sources(data)
+    else:
+        from mri_ambient.phantoms import phantom_volume
+
+        sources = [phantom_volume(PHANTOM_SLICES, PHANTOM_SHAPE, seed=1000 * config.seed + i) for i in range(PHANTOMS)]
+    simulated = not data or all(is_volume(s) for s in sources)
+    pattern = MaskPattern(config.mask, config.accel)
+    simulation = Simulation(config.coils, 0.02 if config.noise is None else config.noise, config.matrices)
+    return prepare(
+        sources,
+        folder,
+        pattern=pattern,
+        simulation=simulation,
+        seed=config.seed,
+        reconstruct=None if config.method == "supervised" else first_reconstruction,
+        noise_std=None if simulated else config.noise,
+        progress=lambda done, total: reporter.stage("preparing scans", done, total),
+    )
+
+
+def first_reconstruction(item: PreparedSlice) -> Tensor:
+    """The classical reconstruction that ambient training starts from: L1-wavelet, lightly regularised."""
+    from mri_ambient.operators.classical import l1_wavelet
+
+    return l1_wavelet(item.kspace, item.operator, regularisation=0.25 * item.noise_std, iterations=20)
+
+
+def new_state(config: TrainConfig, device: torch.device, precision: torch.dtype) -> State:
+    """Fresh (or initialised) weights and optimiser."""
+    torch.manual_seed(int(torch.randint(2**31, (), generator=stream(config.seed, "weights"))))
+    size: DenoiserConfig = PRESETS[config.preset]
+    denoiser = Denoiser(size)
+    if config.init is not None:
+        initial = load_prior(config.init).denoiser
+        if initial.config != size:
+            raise InputError(f"The prior {config.init} has another size than preset {config.preset}.")
+        denoiser.load_state_dict(initial.state_dict())
+    average = Denoiser(size)
+    average.load_state_dict(denoiser.state_dict())
+    for model in (denoiser, average):
+        model.to(device).to(memory_format=torch.channels_last)
+        model.precision = precision
+    average.eval().requires_grad_(False)
+    optimiser = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+    return State(denoiser, average, optimiser)
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """The training method."""
+    return Supervised() if config.method == "supervised" else Ambient()
+
+
+def loop(
+    config: TrainConfig,
+    state: State,
+    training: PreparedSlices,
+    held_out: PreparedSlices,
+    folder: Path,
+    reporter: Reporter,
+) -> None:
+    """Train to the end, saving the state every minute, when interrupted, and at the end."""
+    objective = objective_of(config)
+    refresh_at = [round(part * config.steps) for part in config.refreshes] if config.method == "ambient" else []
+    validate_every = max(1, config.steps // VALIDATE_PARTS)
+    began, saved = time.monotonic() - state.seconds, time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+
+        def fetch(step: int) -> Any:
+            return pool.submit(training.batch, config.batch, config.strip, stream(config.seed, "batch", step))
+
+        upcoming = fetch(state.step)
+        try:
+            while state.step < config.steps:
+                if state.refreshed < len(refresh_at) and state.step == refresh_at[state.refreshed]:
+                    upcoming.result()  # nobody reads while images are replaced
+                    save(folder, state)
+                    refresh(state.average, training, reporter)
+                    state.refreshed += 1
+                    upcoming = fetch(state.step)
+                batch, upcoming = upcoming.result(), fetch(state.step + 1)
+                loss, norm = train_step(config, state, objective, batch.to(state.denoiser.device))
+                state.seconds = time.monotonic() - began
+                if state.step % LOG_EVERY == 0 or state.step == config.steps:
+                    log(folder, {"images": state.step * config.batch, "loss": loss, "gradient": norm,
+                                 "skipped": state.skipped, "seconds": round(state.seconds, 1)})  # fmt: skip
+                reporter.stage("training", min(state.step * config.batch, config.images), config.images)
+                if len(held_out) and (state.step % validate_every == 0 or state.step == config.steps):
+                    error = validate(state.average, held_out, config)
+                    log(folder, {"images": state.step * config.batch, "heldout_error": error})
+                    reporter.say(f"{state.step * config.batch} images: held-out error {error:.5f}")
+                    panel(folder, state.average, held_out)
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    save(folder, state)
+                    saved = time.monotonic()
+        finally:
+            save(folder, state)
+
+
+def train_step(config: TrainConfig, state: State, objective: Objective, batch: Any) -> tuple[float, float]:
+    """One optimiser step; returns loss and gradient norm. Steps that are not finite change nothing and are counted."""
+    rate = learning_rate(state.step, config.steps, config.learning_rate)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.optimiser.zero_grad(set_to_none=True)
+    loss = objective.loss(state.denoiser, batch, stream(config.seed, "loss", state.step))
+    loss.backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(state.denoiser.parameters(), CLIP))
+    value = float(loss.detach())
+    if math.isfinite(norm) and math.isfinite(value):
+        state.optimiser.step()
+        decay = min(config.ema, (1 + state.step) / (10 + state.step))
+        with torch.no_grad():
+            for slow, fast in zip(state.average.parameters(), state.denoiser.parameters(), strict=True):
+                slow.lerp_(fast, 1 - decay)
+    else:
+        state.skipped += 1
+    state.step += 1
+    return value, norm
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    warm = min(WARM_UP, max(1, steps // 10))
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+@torch.no_grad()
+def reconstruct_record(denoiser: Denoiser, data: PreparedSlices, record: Record) -> Tensor:
+    """One-step reconstruction (y, x) of a whole prepared slice."""
+    kspace, operator = data.slice(record)
+    operator = operator.to(denoiser.device)
+    z = operator.adjoint(kspace)
+    return denoiser(z[None], record.noise_std, operator)[0].cpu()
+
+
+def refresh(denoiser: Denoiser, data: PreparedSlices, reporter: Reporter) -> None:
+    """Replace the stored reconstructions by the network's own."""
+    for number, record in enumerate(data.records):
+        reporter.stage("reconstructing the training scans", number, len(data))
+        save_array(data.folder / f"{record.name}_image.npy", reconstruct_record(denoiser, data, record))
+
+
+@torch.no_grad()
+def validate(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig) -> float:
+    """Mean weighted error on held-out lines, the same strips, lines and noise every time."""
+    errors = []
+    for number in range(-(-VALIDATION_SLICES // config.batch)):
+        generator = stream(config.seed, "validate", number)
+        batch = data.batch(config.batch, config.strip, generator, augment=False).to(denoiser.device)
+        split = further_undersample(batch, torch.full((len(batch),), 0.6), generator)
+        errors.append(float(heldout_loss(denoiser, batch, split, batch.noise_std * 1.05, generator)))
+    return sum(errors) / len(errors)
+
+
+@torch.no_grad()
+def denoiser_error(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig) -> list[tuple[float, float]]:
+    """Root mean square error per real component of the full-mask denoiser on the stored images, by noise level."""
+    table = []
+    for number, sigma in enumerate(noise_schedule(12, 2.0, 0.005)):
+        total, count = 0.0, 0
+        for part in range(4):
+            generator = stream(config.seed, "denoiser error", number, part)
+            image = data.batch(config.batch, config.strip, generator, augment=False).image.to(denoiser.device)
+            noisy = image + sigma * complex_normal(image.shape, generator, image.device)
+            error = denoiser(noisy, sigma) - image
+            total += float(error.abs().square().sum())
+            count += 2 * error.numel()
+        table.append((sigma, (total / count) ** 0.5))
+    return table
+
+
+def panel(folder: Path, denoiser: Denoiser, data: PreparedSlices) -> None:
+    """Write a picture of one validation slice: stored reconstruction and the network's."""
+    from matplotlib.image import imsave
+
+    record = data.records[len(data) // 2]
+    stored = torch.from_numpy(data.array(record, "image").copy()).abs()
+    image = torch.cat((stored, reconstruct_record(denoiser, data, record).abs()), dim=1)
+    imsave(folder / "panel.png", image.numpy(), cmap="gray", vmin=0, vmax=float(stored.max()))
+
+
+def log(folder: Path, entry: dict[str, Any]) -> None:
+    """Append a line to metrics.jsonl."""
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def save(folder: Path, state: State) -> None:
+    """Write weights, averaged weights, optimiser moments and counters, atomically."""
+    from safetensors.torch import save as serialise
+
+    tensors = {f"weights.{k}": v for k, v in state.denoiser.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
+    moments = state.optimiser.state_dict()["state"]
+    tensors |= {f"optimiser.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
+    counters = {k: getattr(state, k) for k in ("step", "refreshed", "skipped", "seconds")}
+    content = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(folder / "state.safetensors", serialise(content, {"counters": json.dumps(counters)}))
+
+
+def restore(folder: Path, state: State) -> None:
+    """Load the state that `save` wrote, if there is one."""
+    from safetensors import safe_open
+
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        counters = json.loads(file.metadata()["counters"])
+    for model, prefix in ((state.denoiser, "weights."), (state.average, "average.")):
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    moments: dict[int, dict[str, Tensor]] = {}
+    parameters = list(state.denoiser.parameters())
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".")
+            if (
+                name != "step"
+            ):  # the fused optimiser goes through memory in order: moments need the strides of their weights
+                value = torch.empty_like(parameters[int(index)]).copy_(value)
+            moments.setdefault(int(index), {})[name] = value
+    if moments:
+        state.optimiser.load_state_dict(
+            {"state": moments, "param_groups": state.optimiser.state_dict()["param_groups"]}
+        )
+    for name, value in counters.items():
+        setattr(state, name, value)
+
+
+def make_card(config: TrainConfig, state: State, data: PreparedSlices, notes: dict[str, Any]) -> dict[str, Any]:
+    """What a user of the prior should know."""
+    from mri_ambient import __version__
+
+    return {
+        "method": config.method,
+        "acceleration": config.accel,
+        "mask": config.mask,
+        "preset": config.preset,
+        "parameters": count_parameters(state.denoiser),
+        "images": config.images,
+        "slices": len(data),
+        "patients": len({r.patient for r in data.records}),
+        "noise_std": sorted({round(r.noise_std, 4) for r in data.records})[:: max(1, len(data) // 5)],
+        "training_seconds": round(state.seconds),
+        "device": str(state.denoiser.device),
+        "skipped_steps": state.skipped,
+        "seed": config.seed,
+        "version": __version__,
+        **notes,
+    }

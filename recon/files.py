@@ -1,0 +1,416 @@
+"""Files in, files out: the reconstruction of scans on disk, slice by slice.
+
+`reconstruct_file` does one scan, `reconstruct_files` many with one prior. Whatever can be known to fail is checked
+before time is spent: settings, places and free space, then the scan itself. Slices are read, reconstructed and written
+one after the other, so that memory does not depend on their number. The HDF5 file is always written; other formats are
+made from it.
+"""
+
+import copy
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os.path import commonpath
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+import torch
+
+from mri_ambient.allocator import keep_freed_memory
+from mri_ambient.dataset import find_sources, is_volume
+from mri_ambient.errors import InputError
+from mri_ambient.prior import DEFAULT_PRIOR, Prior
+from mri_ambient.readers import examine
+from mri_ambient.recon.evaluation import SUFFIX
+from mri_ambient.recon.export import write_dicom, write_nifti, write_png
+from mri_ambient.recon.figures import html_report
+from mri_ambient.recon.pipeline import LEARNED, Reconstructor, Settings, SliceResult, open_prior, undersample
+from mri_ambient.recon.result import ReconstructionWriter, image_geometry, load_reconstruction
+from mri_ambient.scan import Scan, scan_of
+from mri_ambient.training import Reporter, Silent, choose_device
+
+_WRITERS = {"nifti": (".nii.gz", write_nifti), "dicom": ("_dicom", write_dicom), "png": (".png", write_png)}
+FORMATS = ("h5", *_WRITERS)
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """What to do with a scan file, beyond how to reconstruct.
+
+    Attributes
+    ----------
+    accel : float or None
+        Undersample a fully sampled scan retrospectively.
+    mask : str
+        Pattern of that undersampling.
+    noise_std : float or None
+        Noise per real component in the unit of k-space; None: from the file, or estimated.
+    formats : tuple of str
+        Of `FORMATS`; "h5" is written in any case.
+    report : bool
+        Write an HTML report, which compares with the zero-filled images.
+    """
+
+    accel: float | None = None
+    mask: str = "random"
+    noise_std: float | None = None
+    formats: tuple[str, ...] = ("h5",)
+    report: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown:
+            raise InputError(f"The format {unknown[0]!r} is not one of {', '.join(FORMATS)}.")
+
+
+def reconstruct_files(
+    scans: Sequence[str | Path],
+    out: str | Path,
+    *,
+    prior: Prior | str = DEFAULT_PRIOR,
+    settings: Settings | None = None,
+    files: FileSettings | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    reporter: Reporter | None = None,
+    on_error: Callable[[Path, Exception], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Reconstruct scan files one after the other.
+
+    Parameters
+    ----------
+    scans : sequence of paths
+        Files, folders (all ``.h5`` files below, but not reconstructions), or glob patterns.
+    out : path
+        Folder of the results, ``<stem>_recon.h5`` and so on. If scans in different folders have the same name, these
+        folders are repeated below `out`.
+    prior : Prior or str
+        As in `mri_ambient.reconstruct`; loaded once, and only if the method needs it.
+    settings : Settings, optional
+        Method, samples, steps, seed.
+    files : FileSettings, optional
+    device, precision : str
+        As in `mri_ambient.train`.
+    reporter : Reporter, optional
+    on_error : callable, optional
+        Told the scan and what went wrong with it; the others are still done. Without it the first error is raised.
+
+    Returns
+    -------
+    list of dict
+        The summaries of `reconstruct_file`, of the scans that succeeded.
+
+    Raises
+    ------
+    InputError
+        If settings, prior or output folder cannot be used, or (without `on_error`) a scan.
+    """
+    settings, files = settings or Settings(), files or FileSettings()
+    out = Path(out)
+    check_folder(out)
+    place, number_type = choose_device(device, precision)
+    keep_freed_memory()
+    jobs = output_folders(find_scans(scans), out)
+    loaded = open_prior(prior, place, number_type) if settings.method in LEARNED else None
+    summaries = []
+    for path, folder in jobs:
+        try:
+            summaries.append(reconstruct_file(path, folder, loaded, settings, files, place, reporter))
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(path, error)
+    return summaries
+
+
+def reconstruct_file(
+    path: str | Path,
+    folder: str | Path,
+    prior: Prior | None,
+    settings: Settings,
+    files: FileSettings,
+    device: torch.device | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Reconstruct one scan file; memory does not depend on its number of slices.
+
+    Parameters
+    ----------
+    path, folder : path
+        The scan, and where the results go.
+    prior : Prior or None
+        On the device; None for classical methods.
+    settings, files
+        As in `reconstruct_files`.
+    device : torch.device, optional
+    reporter : Reporter, optional
+        Told what is known up front, and the progress in network evaluations (classical methods: in slices).
+
+    Returns
+    -------
+    dict
+        ``scan``, ``files`` (what was written), the attributes of the result (method, prior, noise_std, scale, ...), and
+        ``noise_source``, ``mask_source``, ``slices``, ``coils``, ``matrix``, ``recon_size``.
+
+    Raises
+    ------
+    InputError
+        If the scan cannot be used or the results cannot be written. Nothing is left half-written.
+    """
+    reporter = reporter or Silent()
+    folder = Path(folder)
+    stem = f"{Path(path).stem}{SUFFIX}"
+    _check_dicom(folder, stem, files)
+    scan, facts = _open(path, settings, files)
+    check_folder(folder, _bytes_needed(scan, settings))
+    reconstructor = Reconstructor(scan, prior, settings, files.noise_std, device)
+    meter = _Meter(reporter, reconstructor)
+    for line in _preview(reconstructor, facts):
+        reporter.say(line)
+    result = folder / f"{stem}.h5"
+    attributes, zero_filled = _write(reconstructor, result, meter, files.report)
+    written = [result, *_derive(result, folder / stem, files, zero_filled)]
+    reporter.say(f"  {', '.join(map(str, written))} in {duration(meter.seconds)}")
+    return {"scan": str(path), "files": [str(name) for name in written], **attributes, **facts}
+
+
+def find_scans(scans: Sequence[str | Path]) -> list[Path]:
+    """Scan files of files, folders and glob patterns, each once, in the order given.
+
+    A name that does not exist is kept if it is no pattern: opening it says what is wrong, and the others can be done.
+
+    Raises
+    ------
+    InputError
+        If a pattern matches nothing, or a folder holds no ``.h5`` file.
+    """
+    found: dict[Path, Path] = {}
+    for item in scans:
+        path = Path(item)
+        if path.is_dir() or (not path.exists() and any(sign in str(item) for sign in "*?[")):
+            matches = [m for m in find_sources([item]) if not is_volume(m) and not m.stem.endswith(SUFFIX)]
+            if not matches:
+                raise InputError(f"There is no scan (.h5) in {item}: name HDF5 files in the fastMRI layout.")
+        else:
+            matches = [path]
+        for match in matches:
+            found.setdefault(match.resolve(), match)
+    return list(found.values())
+
+
+def output_folders(scans: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
+    """Every scan with the folder for its results: `out`, or folders below it where names would collide."""
+    if len({path.stem for path in scans}) == len(scans):
+        return [(path, out) for path in scans]
+    parents = [path.resolve().parent for path in scans]
+    common = commonpath(parents)
+    jobs = [(path, out / parent.relative_to(common)) for path, parent in zip(scans, parents, strict=True)]
+    taken: dict[tuple[Path, str], Path] = {}
+    for path, folder in jobs:
+        other = taken.setdefault((folder, path.stem), path)
+        if other != path:
+            raise InputError(f"{other} and {path} would have the same result: reconstruct them into different folders.")
+    return jobs
+
+
+def check_folder(folder: Path, needed: int = 0) -> None:
+    """Check that files of `needed` bytes can be created in a folder, which may not exist yet; nothing is left there.
+
+    Raises
+    ------
+    InputError
+        If a part of the path is a file, it may not be written, or the disk is too full.
+    """
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise InputError(f"Nothing can be written to {folder}, as {existing} is a file: choose another output folder.")
+    try:
+        with TemporaryFile(dir=existing):  # permission bits say little about network and read-only file systems
+            free = shutil.disk_usage(existing).free
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"Nothing can be written to {folder} ({why}): choose another output folder.") from error
+    if free < needed:
+        raise InputError(
+            f"The result needs {needed / 1e6:.0f} MB but {folder} has {free / 1e6:.0f} MB left: free some space or "
+            "choose another output folder."
+        )
+
+
+def _check_dicom(folder: Path, stem: str, files: FileSettings) -> None:
+    """An earlier DICOM series is not replaced: better said before the work than after it."""
+    place = folder / f"{stem}{_WRITERS['dicom'][0]}"
+    if "dicom" in files.formats and place.is_dir() and any(place.iterdir()):
+        raise InputError(f"The folder {place} is not empty: remove it or choose another output folder.")
+
+
+def _open(path: str | Path, settings: Settings, files: FileSettings) -> tuple[Scan, dict[str, Any]]:
+    """The scan as it will be reconstructed, and facts about it for the summary."""
+    found = examine(path)
+    acquired = scan_of(found)
+    scan = undersample(acquired, files.accel, files.mask, settings.seed)
+    if scan is not acquired:
+        mask_source = f"{files.mask}, seed {settings.seed}"
+    else:
+        mask_source = "from the file" if "mask" in found.layout.axes else "detected from zeros"
+    noise_source = "estimated" if scan.noise_std is None else "from the file"
+    if files.noise_std is not None:
+        noise_source = "given"
+    slices, coils, height, width = scan.shape
+    facts = {
+        "slices": slices,
+        "coils": coils,
+        "matrix": [height, width],
+        "recon_size": list(scan.recon_size),
+        "mask_source": mask_source,
+        "noise_source": noise_source,
+    }
+    return scan, facts
+
+
+def _bytes_needed(scan: Scan, settings: Settings) -> int:
+    pixels = scan.recon_size[0] * scan.recon_size[1]
+    images = pixels * (4 + 8 + 4 + 8 * settings.samples * settings.keep_samples)
+    maps = 8 * scan.shape[1] * scan.shape[2] * scan.shape[3] * settings.keep_maps
+    return scan.shape[0] * (images + maps)
+
+
+def _preview(reconstructor: Reconstructor, facts: dict[str, Any]) -> Iterator[str]:
+    """What a user should see before the work: what was understood, and how much there is to do."""
+    scan, settings, calibration = reconstructor.scan, reconstructor.settings, reconstructor.calibration
+    height, width = facts["matrix"]
+    yield (
+        f"{scan.path or scan.name}: {counted(facts['slices'], 'slice')}, {counted(facts['coils'], 'coil')}, "
+        f"{height} x {width}, R = {scan.acceleration:.3g} (mask: {facts['mask_source']})"
+    )
+    relative = calibration.noise_std / calibration.scale
+    yield (
+        f"  noise {calibration.noise_std:.4g} ({facts['noise_source']}; {relative:.2%} of the scale), "
+        f"scale {calibration.scale:.4g}"
+    )
+    if settings.method == "posterior" and reconstructor.prior is not None:
+        total = facts["slices"] * (1 + settings.samples * settings.steps)
+        yield (
+            f"  prior {reconstructor.prior.name}, {counted(settings.samples, 'sample')} x "
+            f"{counted(settings.steps, 'step')}: {counted(total, 'network evaluation')}"
+        )
+    elif reconstructor.prior is not None:
+        yield f"  prior {reconstructor.prior.name}, method {settings.method}"
+    else:
+        yield f"  method {settings.method}"
+
+
+@dataclass
+class _Meter:
+    """Counts network calls (or slices) of one scan, reports them, and says early how long all will take."""
+
+    reporter: Reporter
+    reconstructor: Reconstructor
+    evaluations: int = 0
+    calls: int = 0
+    began: float = field(default_factory=lambda: time.monotonic())
+    second_call: float = 0.0
+    announced: bool = False
+
+    @property
+    def calls_per_slice(self) -> int:
+        settings = self.reconstructor.settings
+        return 1 + settings.steps if settings.method == "posterior" else 1
+
+    @property
+    def total(self) -> int:
+        return self.calls_per_slice * self.reconstructor.scan.shape[0]
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Count the calls of the network inside the block: progress within a slice, which may take minutes."""
+        prior = self.reconstructor.prior
+        if prior is None or self.calls_per_slice == 1:
+            yield
+            return
+        handle = prior.denoiser.register_forward_hook(lambda *_: self._call())
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _call(self) -> None:
+        self.calls += 1
+        if self.calls == 2:  # the first call was for a single image, and this one may include warming up
+            self.second_call = time.monotonic()
+        if self.calls == 4:
+            step = (time.monotonic() - self.second_call) / 2
+            a_slice = self.second_call - self.began + step * (self.calls_per_slice - 2)
+            self._announce(a_slice * self.reconstructor.scan.shape[0])
+        self.reporter.stage(self.reconstructor.scan.name, min(self.calls, self.total), self.total)
+
+    def finished(self, result: SliceResult, number: int) -> None:
+        """A slice is done."""
+        self.evaluations += result.evaluations
+        self.calls = (number + 1) * self.calls_per_slice
+        if number == 0:
+            self._announce(self.seconds * self.reconstructor.scan.shape[0])
+        self.reporter.stage(self.reconstructor.scan.name, self.calls, self.total)
+
+    def _announce(self, seconds: float) -> None:
+        if not self.announced and seconds > 20:
+            self.reporter.say(f"  this will take about {duration(seconds)}")
+        self.announced = True
+
+
+def _write(
+    reconstructor: Reconstructor, path: Path, meter: _Meter, compare: bool
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Reconstruct into an HDF5 file; returns its attributes and, if asked to, zero-filled magnitudes (slice, y, x)."""
+    scan = reconstructor.scan
+    voxel, affine = image_geometry(scan)
+    comparison = copy.copy(reconstructor)
+    comparison.settings = Settings("zero-filled")
+    zero_filled = np.zeros((scan.shape[0], *scan.recon_size), np.float32) if compare else None
+    with (
+        ReconstructionWriter(path, scan.shape[0], name=scan.name, voxel_size=voxel, affine=affine) as writer,
+        meter.watch(),
+    ):
+        for number, result in enumerate(reconstructor.slices()):
+            writer.write(result.index, result.mean, result.std, result.samples, result.sensitivity_maps)
+            meter.finished(result, number)
+            if zero_filled is not None:
+                zero_filled[number] = comparison.slice(number).mean.abs().numpy()
+        writer.attributes.update(reconstructor.attributes(meter.evaluations, meter.seconds))
+        attributes = dict(writer.attributes)
+    return attributes, zero_filled
+
+
+def _derive(result: Path, base: Path, files: FileSettings, zero_filled: np.ndarray | None) -> Iterator[Path]:
+    """Other formats and the report, from the finished file."""
+    names = [name for name in _WRITERS if name in files.formats]
+    if not names and not files.report:
+        return
+    reconstruction = load_reconstruction(result)
+    for name in names:
+        ending, write = _WRITERS[name]
+        path = base.with_name(base.name + ending)
+        write(reconstruction, path)
+        yield path
+    if files.report:
+        yield html_report(base.with_name(base.name + ".html"), reconstruction, zero_filled)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 99:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:.1f} h"

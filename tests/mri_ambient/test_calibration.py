@@ -1,0 +1,83 @@
+"""Noise, scale and maps of a scan: whatever the unit, the coil noise and the acceleration."""
+
+import pytest
+import torch
+
+from mri_ambient.calibration import calibrate, prepare_slice
+from mri_ambient.errors import InputError
+from mri_ambient.operators import MaskPattern
+from mri_ambient.phantoms import phantom_volume
+from mri_ambient.scan import Scan
+from mri_ambient.simulate import simulate_scan
+
+NOISE = 0.02
+
+
+def phantom(pattern=None, noise_std=NOISE, slices=2):
+    return simulate_scan(phantom_volume(slices, (96, 96), seed=1), coils=6, pattern=pattern, noise_std=noise_std)
+
+
+def with_kspace(scan, kspace, noise_std):
+    return Scan.from_arrays(kspace, scan.mask, noise_std=noise_std)
+
+
+def condition(matrix):
+    """Ratio of the largest to the smallest eigenvalue."""
+    values = torch.linalg.eigvalsh(matrix)
+    return float(values[-1] / values[0])
+
+
+def test_scale_follows_the_unit_and_not_the_acceleration():
+    scan = phantom()
+    reference = calibrate(scan).scale
+    assert calibrate(with_kspace(scan, scan.kspace * 1e-7, NOISE * 1e-7)).scale == pytest.approx(
+        reference * 1e-7, rel=1e-4
+    )
+    for accel in (2, 4, 6):
+        assert calibrate(phantom(MaskPattern("random", accel))).scale == pytest.approx(reference, rel=0.1)
+
+
+def test_prior_units_are_of_order_one():
+    scan = phantom()
+    item = prepare_slice(scan, 0, calibrate(scan))
+    assert 0.3 < float(item.operator.adjoint(item.kspace).abs().quantile(0.99)) < 1.5
+    assert item.noise_std == pytest.approx(NOISE / item.scale)
+
+
+def test_coloured_coil_noise_is_whitened_without_changing_the_image():
+    generator = torch.Generator().manual_seed(0)
+    clean = phantom(noise_std=0.0)
+    colour = torch.eye(6) + 0.3 * torch.randn(6, 6, generator=generator)
+    noise = torch.view_as_complex(torch.randn(*clean.shape, 2, generator=generator))
+    noisy = clean.kspace + 0.1 * torch.einsum("dc,scyx->sdyx", colour.to(torch.complex64), noise)
+    scan = Scan.from_arrays(noisy)
+    calibration = calibrate(scan)
+    assert calibration.whitening is not None
+    whitened = torch.einsum("dc,scyx->sdyx", calibration.whitening.to(torch.complex64), scan.kspace - clean.kspace)
+    covariance = torch.einsum("scyx,sdyx->cd", whitened, whitened.conj()) / (2 * 96 * 96)
+    before = torch.einsum("dc,ec->de", colour, colour)
+    assert condition(covariance) < 1.35 < condition(before)
+    assert float(covariance.diagonal().real.mean()) == pytest.approx(2 * calibration.noise_std**2, rel=0.1)
+    given = calibrate(scan, noise_std=0.5)
+    assert given.whitening is None
+    assert given.noise_std == 0.5
+
+
+def test_scans_without_a_centre_or_without_signal_there_are_refused():
+    mask = torch.ones(96, dtype=torch.bool)
+    mask[46] = False
+    with pytest.raises(InputError, match="8"):
+        calibrate(phantom().undersample(mask))
+    kspace = torch.zeros(1, 2, 48, 48, dtype=torch.complex64)
+    kspace[..., 0, :] = 1  # far from the centre along the readout
+    with pytest.raises(InputError, match="zero in every slice"):
+        calibrate(Scan.from_arrays(kspace, torch.ones(48), noise_std=0.1))
+
+
+def test_maps_reach_the_anatomy_at_few_centre_lines():
+    full = phantom(slices=1)
+    inside = full.read_target(0) > 0.2
+    for accel in (4, 8):
+        scan = phantom(MaskPattern("random", accel), slices=1)
+        support = prepare_slice(scan, 0, calibrate(scan)).operator.sensitivity_maps.abs().amax(0) > 0
+        assert float((support & inside).sum() / inside.sum()) > 0.95

@@ -1,0 +1,82 @@
+"""Prior files: round trip, names, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mri_ambient.denoiser import Denoiser, DenoiserConfig
+from mri_ambient.errors import InputError
+from mri_ambient.prior import FORMAT, Prior, load_prior, read_card, save_prior, shipped_priors
+
+SIZE = DenoiserConfig(channels=(4, 8), embedding=8)
+
+
+@pytest.fixture
+def path(tmp_path):
+    torch.manual_seed(0)
+    model = Denoiser(SIZE)
+    weights = {k: v.half() for k, v in model.state_dict().items()}
+    save_prior(
+        tmp_path / "prior.safetensors",
+        SIZE,
+        weights,
+        {"method": "ambient", "denoiser_error": [[0.01, 0.004], [1, 0.1]]},
+    )
+    return tmp_path / "prior.safetensors"
+
+
+def test_round_trip_by_file_and_by_run_folder(path):
+    prior = load_prior(path)
+    assert prior.card["method"] == "ambient"
+    assert prior.denoiser.config == SIZE
+    assert load_prior(path.parent).hash == prior.hash
+    assert not any(p.requires_grad for p in prior.denoiser.parameters())
+    assert read_card(path)["parameters"] == sum(p.numel() for p in prior.denoiser.parameters())
+
+
+def test_error_is_interpolated_and_falls_back_to_the_linear_denoiser(path):
+    prior = load_prior(path)
+    assert prior.error(0.1) == pytest.approx(0.02)  # the geometric mean half-way in the logarithm
+    assert prior.error(0.01) == pytest.approx(0.004)
+    linear = 5 * SIZE.sigma_data / (25 + SIZE.sigma_data**2) ** 0.5
+    assert prior.error(5.0) == pytest.approx(linear)
+    assert Prior(prior.denoiser, {}, "x", "y").error(5.0) == pytest.approx(linear)
+
+
+def test_hash_tells_weights_apart(path, tmp_path):
+    weights = Denoiser(SIZE).state_dict()
+    weights["network.head.bias"] += 1
+    save_prior(tmp_path / "other.safetensors", SIZE, weights, {})
+    assert load_prior(tmp_path / "other.safetensors").hash != load_prior(path).hash
+
+
+def test_files_that_are_not_priors(path, tmp_path):
+    with pytest.raises(InputError, match="no prior 'nothing'"):
+        load_prior("nothing")
+    (tmp_path / "text.safetensors").write_text("not weights")
+    with pytest.raises(InputError, match="not a prior of mri-ambient"):
+        load_prior(tmp_path / "text.safetensors")
+    save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(InputError, match="is missing"):
+        load_prior(tmp_path / "foreign.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a prior"):
+        load_prior(tmp_path / "cut.safetensors")
+    metadata = {"format": FORMAT, "config": json.dumps(SIZE.to_dict()), "card": "{}"}
+    save_file({"a": torch.zeros(2)}, tmp_path / "damaged.safetensors", metadata)
+    with pytest.raises(InputError, match="damaged"):
+        load_prior(tmp_path / "damaged.safetensors")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no finished prior"):
+        load_prior(tmp_path / "empty")
+
+
+def test_shipped_priors_are_small_and_have_cards():
+    assert "brain" in shipped_priors()
+    for name, file in shipped_priors().items():
+        assert file.stat().st_size < 10e6
+        card = read_card(name)
+        assert {"data", "method", "acceleration", "noise_std", "images", "training_seconds"} <= set(card)
+        assert load_prior(name).name == name

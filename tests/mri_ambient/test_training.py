@@ -1,0 +1,207 @@
+"""Training end to end on tiny scans: what is written, what is resumed, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mri_ambient import training
+from mri_ambient.config import TrainConfig
+from mri_ambient.dataset import PreparedSlices, find_sources
+from mri_ambient.denoiser import PRESETS, DenoiserConfig
+from mri_ambient.errors import InputError
+from mri_ambient.operators import MaskPattern, Sense
+from mri_ambient.phantoms import phantom_volume
+from mri_ambient.prior import load_prior
+from mri_ambient.scan import Scan, write_scan
+from mri_ambient.simulate import simulate_scan
+from mri_ambient.training import learning_rate, train
+
+SETTINGS = {"preset": "tiny", "batch": 2, "strip": 16, "images": 12, "accel": 2, "device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture(autouse=True)
+def smallest_network(monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", DenoiserConfig(channels=(4, 8), embedding=8))
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Fully sampled k-space of two patients."""
+    folder = tmp_path_factory.mktemp("scans")
+    for i in range(2):
+        volume = phantom_volume(2, (48, 48), seed=i)
+        write_scan(simulate_scan(volume, coils=3, noise_std=0.02, name=f"scan{i}"), folder / f"scan{i}.h5")
+    return folder
+
+
+def weights(folder):
+    return load_prior(folder).denoiser.state_dict()
+
+
+def test_a_run_leaves_a_prior_with_its_card_metrics_and_configuration(scans, tmp_path):
+    run = train([scans], out=tmp_path / "run", **SETTINGS, notes={"data": "phantoms"})
+    prior = load_prior(run.folder)
+    assert prior.card["method"] == "ambient"
+    assert prior.card["slices"] == 4
+    assert prior.card["data"] == "phantoms"
+    assert 0 < prior.error(0.1) < 0.25
+    assert TrainConfig.from_json((run.folder / "config.json").read_text()).accel == 2
+    entries = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(e["loss"]) for e in entries if "loss" in e)
+
+
+@pytest.mark.parametrize("method", ["ambient", "supervised"])
+def test_a_killed_run_continues_as_if_nothing_had_happened(scans, tmp_path, method):
+    whole = train([scans], out=tmp_path / "whole", method=method, **SETTINGS)
+
+    class Killer(training.Silent):
+        def stage(self, text, done, total):
+            if text == "training" and done >= 6:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train([scans], out=tmp_path / "killed", method=method, reporter=Killer(), **SETTINGS)
+    assert not (tmp_path / "killed" / "prior.safetensors").exists()
+    resumed = train([scans], out=tmp_path / "killed", method=method, **SETTINGS)
+    for (name, a), b in zip(weights(whole.folder).items(), weights(resumed.folder).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+def test_another_seed_gives_another_prior(scans, tmp_path):
+    first = train([scans], out=tmp_path / "a", **SETTINGS)
+    second = train([scans], out=tmp_path / "b", seed=1, **SETTINGS)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(weights(first.folder).values(), weights(second.folder).values(), strict=True)
+    )
+
+
+def test_a_run_starts_from_a_prior(scans, tmp_path):
+    first = train([scans], out=tmp_path / "a", **SETTINGS)
+    state = training.new_state(TrainConfig(preset="tiny", init=str(first.folder)), torch.device("cpu"), torch.float32)
+    for a, b in zip(weights(first.folder).values(), state.denoiser.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_steps_that_are_not_finite_change_nothing_and_are_counted():
+    config = TrainConfig(preset="tiny")
+    state = training.new_state(config, torch.device("cpu"), torch.float32)
+    before = {k: v.clone() for k, v in state.denoiser.state_dict().items()}
+
+    class Broken:
+        def loss(self, denoiser, batch, generator):
+            return sum(p.sum() for p in denoiser.parameters()) * float("nan")
+
+    training.train_step(config, state, Broken(), None)
+    assert state.skipped == 1
+    assert state.step == 1
+    assert all(torch.equal(before[k], v) for k, v in state.denoiser.state_dict().items())
+
+
+def test_validation_uses_other_patients(scans, tmp_path):
+    seen = []
+
+    class Listener(training.Silent):
+        def say(self, text):
+            seen.append(text)
+
+    train([scans / "scan0.h5"], validation=[scans / "scan1.h5"], out=tmp_path / "run", reporter=Listener(), **SETTINGS)
+    assert any("held-out error" in text for text in seen)
+    assert (tmp_path / "run" / "panel.png").stat().st_size > 0
+
+
+def test_the_heldout_error_finds_a_bad_network(scans, tmp_path):
+    config = TrainConfig(**{k: v for k, v in SETTINGS.items() if k not in ("device", "precision")})
+    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    state = training.new_state(config, torch.device("cpu"), torch.float32)
+    good = training.validate(state.average, data, config)
+    assert good == training.validate(state.average, data, config)
+    with torch.no_grad():
+        state.average.network.head.bias += 20.0
+    assert training.validate(state.average, data, config) > 1.5 * good
+
+
+def test_prepared_strips_are_exact_smaller_scans(scans, tmp_path):
+    config = TrainConfig(**{k: v for k, v in SETTINGS.items() if k not in ("device", "precision")}, method="supervised")
+    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    for augment in (False, True):
+        batch = data.batch(4, 16, torch.Generator().manual_seed(0), augment=augment)
+        op = Sense(batch.sensitivity_maps, batch.mask)
+        assert batch.kspace.shape == (4, 3, 16, 48)
+        residual = op.forward(batch.image) - batch.kspace
+        rms = residual.abs().square().sum((1, 2, 3)) / (2 * 3 * 16 * op.mask.sum((-2, -1)))
+        ratio = rms.sqrt() / batch.noise_std
+        assert bool((ratio > 0.7).all())  # the reference shares part of the noise
+        assert bool((ratio < 2.0).all())  # noise, and what maps from the centre cannot explain
+
+
+def test_probabilities_come_from_the_pattern_or_from_the_archive(scans, tmp_path):
+    config = TrainConfig(**{k: v for k, v in SETTINGS.items() if k not in ("device", "precision")})
+    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    record = data.records[0]
+    assert data.probability(record).sum() == 0  # a fixed number of random lines: exact form
+    by_pattern = PreparedSlices(data.folder, data.records, MaskPattern("equispaced", 2))
+    torch.testing.assert_close(by_pattern.probability(record).sum(), torch.tensor(24.0))
+    counted = PreparedSlices(data.folder, data.records)
+    masks = np.stack([data.array(r, "mask") for r in data.records])
+    torch.testing.assert_close(counted.probability(record), torch.from_numpy(masks.mean(0, dtype=np.float32)))
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    rates = [learning_rate(s, 1000, 1.0) for s in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"method": "magic"}, {"accel": 0.5}, {"preset": "huge"}, {"mask": "spiral"}, {"images": 0}, {"precision": "fp8"},
+     {"device": "tpu"}, {"init": "nowhere"}],
+)  # fmt: skip
+def test_unusable_settings(scans, tmp_path, change):
+    with pytest.raises(InputError):
+        train([scans], out=tmp_path / "run", **{**SETTINGS, **change})
+
+
+def test_unusable_data_and_folders(scans, tmp_path):
+    with pytest.raises(InputError, match="Nothing found"):
+        train([tmp_path / "absent"], out=tmp_path / "run", **SETTINGS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="No k-space"):
+        find_sources([tmp_path / "empty"])
+    train([scans], out=tmp_path / "run2", **SETTINGS)
+    with pytest.raises(InputError, match=r"other settings: accel 2(\.0)? \(now 3"):
+        train([scans], out=tmp_path / "run2", **{**SETTINGS, "accel": 3})
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="Cannot write"):
+        train([scans], out=tmp_path / "file" / "run", **SETTINGS)
+
+
+def test_supervised_training_refuses_undersampled_scans(tmp_path):
+    scan = simulate_scan(phantom_volume(1, (48, 48), seed=0), coils=2, pattern=MaskPattern("random", 2))
+    write_scan(scan, tmp_path / "scan.h5")
+    with pytest.raises(InputError, match="fully sampled"):
+        train([tmp_path / "scan.h5"], out=tmp_path / "run", method="supervised", **SETTINGS)
+
+
+def test_an_archive_with_one_mask_is_refused(tmp_path):
+    scan = simulate_scan(phantom_volume(3, (48, 48), seed=0), coils=2, pattern=MaskPattern("equispaced", 2))
+    write_scan(scan, tmp_path / "scan.h5")
+    with pytest.raises(InputError, match="same lines"):
+        train([tmp_path / "scan.h5"], out=tmp_path / "run", **SETTINGS)
+
+
+def test_embedded_phantoms_train_without_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "PHANTOMS", 1)
+    monkeypatch.setattr(training, "PHANTOM_SLICES", 2)
+    monkeypatch.setattr(training, "PHANTOM_SHAPE", (48, 48))
+    assert train(out=tmp_path / "run", **SETTINGS).card["slices"] == 2
+
+
+def test_scans_from_arrays_have_patients(tmp_path):
+    kspace = torch.randn(1, 2, 32, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    write_scan(Scan.from_arrays(kspace, patient="p7"), tmp_path / "x.h5")
+    assert find_sources([str(tmp_path / "*.h5")]) == [tmp_path / "x.h5"]

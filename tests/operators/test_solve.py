@@ -1,0 +1,109 @@
+"""Solvers against dense matrices."""
+
+import pytest
+import torch
+from operator_checks import dense, normal
+
+from mri_ambient.operators import CgSolver, RowSolver, Sense, conjugate_gradient, normal_solver
+
+
+def make(shape=(5, 6), line=True, coils=3, batch=None, hole=False):
+    maps = normal((*(() if batch is None else (batch,)), coils, *shape), 20)
+    maps = maps / maps.abs().square().sum(-3, keepdim=True).sqrt()
+    if hole:
+        maps[..., 0, :] = 0
+        maps[..., :, 0] = 0
+    lead = () if batch is None else (batch,)
+    size = ((*lead, 1, shape[1]) if lead else (shape[1],)) if line else (*lead, *shape)
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(3)) > 0.5
+    mask[..., shape[1] // 2] = True
+    mask[..., 0] = False
+    return Sense(maps, mask)
+
+
+def exact(op, rhs, regularisation):
+    matrix = dense(op.normal, op.image_shape)
+    eye = torch.eye(len(matrix), dtype=matrix.dtype)
+    return torch.linalg.solve(matrix + regularisation * eye, rhs.flatten()).reshape(rhs.shape)
+
+
+@pytest.mark.parametrize("line", [True, False])
+@pytest.mark.parametrize("shape", [(4, 6), (5, 3)])
+def test_cg_solves_the_dense_system(shape, line):
+    op, rhs = make(shape, line), normal(shape, 1)
+    result = conjugate_gradient(op.normal, rhs, regularisation=0.1, iterations=200, tolerance=1e-12)
+    assert bool(result.converged)
+    torch.testing.assert_close(result.solution, exact(op, rhs, 0.1))
+
+
+def test_cg_items_do_not_influence_each_other():
+    op = make()
+    rhs = torch.stack([normal((5, 6), 1), 1e3 * normal((5, 6), 2), torch.zeros(5, 6, dtype=torch.complex128)])
+    lam = torch.tensor([0.01, 1.0, 0.5], dtype=torch.float64)
+    together = conjugate_gradient(op.normal, rhs, regularisation=lam, iterations=300, tolerance=1e-12)
+    assert together.converged.tolist() == [True, True, True]
+    for i in range(2):
+        torch.testing.assert_close(together.solution[i], exact(op, rhs[i], lam[i]))
+    assert together.solution[2].abs().max() == 0
+    few = conjugate_gradient(op.normal, rhs[:2], regularisation=lam[:2], iterations=3, tolerance=0)
+    alone = conjugate_gradient(op.normal, rhs[1], regularisation=1.0, iterations=3, tolerance=0)
+    torch.testing.assert_close(few.solution[1], alone.solution)
+
+
+def test_cg_reports_when_it_has_not_converged():
+    op, rhs = make(), normal((5, 6))
+    result = conjugate_gradient(op.normal, rhs, regularisation=1e-6, iterations=2, tolerance=1e-10)
+    assert not bool(result.converged)
+    assert result.iterations == 2
+    residual = rhs - op.normal(result.solution) - 1e-6 * result.solution
+    torch.testing.assert_close(result.residual, residual.norm() / rhs.norm())
+
+
+def test_cg_starts_where_it_is_told_and_refuses_a_negative_regularisation():
+    op, rhs = make(), normal((5, 6))
+    answer = exact(op, rhs, 0.3)
+    result = conjugate_gradient(op.normal, rhs, regularisation=0.3, initial=answer, tolerance=1e-6)
+    assert result.iterations == 0
+    with pytest.raises(ValueError, match="negative"):
+        conjugate_gradient(op.normal, rhs, regularisation=-1.0)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5, 7)])
+@pytest.mark.parametrize("hole", [False, True])
+def test_rows_are_exact(shape, hole):
+    op, rhs = make(shape, hole=hole), normal(shape, 1)
+    solver = RowSolver(op)
+    torch.testing.assert_close(solver.solve(rhs, 0.05), exact(op, rhs, 0.05))
+    torch.testing.assert_close(solver.apply(lambda e: e, rhs), op.normal(rhs))
+
+
+def test_rows_of_batches_and_samples():
+    op = make((4, 5), batch=2)
+    rhs = normal((3, 2, 4, 5))
+    together = RowSolver(op).solve(rhs, 0.2)
+    for i in range(2):
+        single = Sense(op.sensitivity_maps[i], op.mask[i])
+        for k in range(3):
+            torch.testing.assert_close(together[k, i], exact(single, rhs[k, i], 0.2))
+
+
+def test_pseudo_inverse_and_projection():
+    op, x = make((4, 8), coils=1), normal((4, 8))
+    matrix = dense(op.normal, op.image_shape)
+    solver = RowSolver(op)
+    torch.testing.assert_close(solver.pseudo_inverse(x).flatten(), torch.linalg.pinv(matrix, rtol=1e-3) @ x.flatten())
+    projected = solver.project(x)
+    torch.testing.assert_close(solver.project(projected), projected)
+    torch.testing.assert_close(op.normal(projected), op.normal(x))
+
+
+def test_the_solver_follows_the_mask():
+    assert isinstance(normal_solver(make()), RowSolver)
+    assert isinstance(normal_solver(make(line=False)), CgSolver)
+    with pytest.raises(ValueError, match="phase-encode index alone"):
+        RowSolver(make(line=False))
+
+
+def test_cg_solver_agrees_with_rows():
+    op, rhs = make((6, 5)), normal((2, 6, 5))
+    torch.testing.assert_close(CgSolver(op, 100, 1e-10).solve(rhs, 0.1), RowSolver(op).solve(rhs, 0.1))

@@ -1,0 +1,113 @@
+"""The sampler against the closed-form posterior of a Gaussian prior."""
+
+import pytest
+import torch
+from operator_checks import dense, normal
+
+from mri_ambient.denoiser import noise_schedule
+from mri_ambient.operators import CgSolver, RowSolver, Sense
+from mri_ambient.recon import PosteriorDenoiser, anneal, refine, sample_posterior
+
+SPREAD, NOISE, SHAPE = 0.5, 0.1, (3, 6)
+
+
+def denoiser(noisy, sigma):
+    """Exact for white Gaussian images of standard deviation SPREAD per component."""
+    return noisy * SPREAD**2 / (SPREAD**2 + sigma**2)
+
+
+def error(sigma):
+    return sigma * SPREAD / (sigma**2 + SPREAD**2) ** 0.5
+
+
+def problem(line=True):
+    maps = normal((2, *SHAPE), 1)
+    maps = maps / maps.abs().square().sum(0).sqrt()
+    mask = (
+        torch.tensor([1, 0, 1, 1, 0, 0])
+        if line
+        else torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) > 0.5
+    )
+    op = Sense(maps.to(torch.complex64), mask)
+    generator = torch.Generator().manual_seed(5)
+    image = SPREAD * torch.view_as_complex(torch.randn(*SHAPE, 2, generator=generator))
+    noise = torch.view_as_complex(torch.randn(*op.kspace_shape, 2, generator=generator))
+    return op, op.forward(image) + NOISE * noise * op.mask
+
+
+def closed_form(op, kspace):
+    """Mean and (complex) covariance; a covariance per real component c makes the complex one 2 c."""
+    matrix = dense(lambda v: op.normal(v.to(torch.complex64)).to(torch.complex128), SHAPE)
+    precision = matrix / NOISE**2 + torch.eye(len(matrix)) / SPREAD**2
+    mean = torch.linalg.solve(precision, (op.adjoint(kspace) / NOISE**2).flatten().to(torch.complex128))
+    return mean, 2 * torch.linalg.inv(precision)
+
+
+def draw(op, kspace, count, steps=4, damage=1.0):
+    solver = RowSolver(op) if op.is_line_mask else CgSolver(op, iterations=60, tolerance=1e-6)
+    posterior = PosteriorDenoiser(denoiser, kspace, op, NOISE, lambda s: damage * error(s), solver)
+    generators = [torch.Generator().manual_seed(i) for i in range(count)]
+    start = torch.zeros(SHAPE, dtype=torch.complex64)
+    return anneal(posterior, start, noise_schedule(steps, 50.0, 0.2), generators).flatten(1).to(torch.complex128)
+
+
+def deviations(samples, mean, covariance):
+    """Largest z-scores of the sample mean and of the sample covariance."""
+    count = len(samples)
+    centred = samples - mean
+    diagonal = covariance.diagonal().real
+    z_mean = centred.mean(0).abs() / (diagonal / count).sqrt()
+    estimate = centred.T @ centred.conj() / count
+    scale = (diagonal[:, None] * diagonal).sqrt() / count**0.5
+    return float(z_mean.max()), float(((estimate - covariance).abs() / scale).max())
+
+
+@pytest.mark.parametrize("line", [True, False])
+def test_samples_have_the_posterior_mean_and_covariance(line):
+    op, kspace = problem(line)
+    z_mean, z_covariance = deviations(draw(op, kspace, 4000), *closed_form(op, kspace))
+    assert z_mean < 4.5
+    assert z_covariance < 5.5
+
+
+def test_a_wrong_error_level_is_noticed():
+    op, kspace = problem()
+    mean, covariance = closed_form(op, kspace)
+    assert max(deviations(draw(op, kspace, 4000, damage=0.7), mean, covariance)) > 8
+
+
+def test_rows_and_cg_agree_on_the_mean():
+    op, kspace = problem()
+    noisy = normal((2, *SHAPE)).to(torch.complex64)
+    means = [
+        PosteriorDenoiser(denoiser, kspace, op, NOISE, error, solver)(noisy, 0.3)
+        for solver in (RowSolver(op), CgSolver(op, 60, 1e-6))
+    ]
+    torch.testing.assert_close(*means, rtol=1e-4, atol=1e-5)
+
+
+def test_refinement_reaches_the_posterior_mean():
+    op, kspace = problem()
+    mean, _ = closed_form(op, kspace)
+    posterior = PosteriorDenoiser(denoiser, kspace, op, NOISE, error, RowSolver(op))
+    start = normal(SHAPE, 8).to(torch.complex64)
+    found = refine(posterior, start, steps=40, high=5.0, low=2.0)
+    torch.testing.assert_close(found.flatten().to(torch.complex128), mean, rtol=0.05, atol=0.02)
+
+
+def test_a_sample_does_not_depend_on_the_others():
+    op, kspace = problem()
+    five, two = draw(op, kspace, 5), draw(op, kspace, 2)
+    torch.testing.assert_close(five[:2], two)
+    assert (five[0] - five[1]).abs().max() > 0.01
+
+
+def test_arguments():
+    op, kspace = problem()
+    with pytest.raises(ValueError, match="positive noise"):
+        PosteriorDenoiser(denoiser, kspace, op, 0.0, error)
+    posterior = PosteriorDenoiser(denoiser, kspace, op, NOISE, error)
+    with pytest.raises(ValueError, match="generators"):
+        sample_posterior(posterior, samples=2, generators=[torch.Generator()])
+    assert sample_posterior(posterior, samples=3, steps=2).shape == (3, *SHAPE)
+    assert posterior.evaluations == 2
