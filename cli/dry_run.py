@@ -14,7 +14,8 @@ from mri_ambient.dataset import PreparedSlices, Simulation, find_sources, is_vol
 from mri_ambient.denoiser import count_parameters
 from mri_ambient.operators import MaskPattern
 from mri_ambient.phantoms import phantom_volume
-from mri_ambient.recon.files import check_folder, counted, duration
+from mri_ambient.recon.meter import counted, duration
+from mri_ambient.recon.places import check_folder
 from mri_ambient.streams import stream
 
 _TIMED = 2  # steps, after one that warms up

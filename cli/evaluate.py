@@ -21,7 +21,7 @@ def evaluate(
 ) -> None:
     """PSNR, SSIM and NMSE of every volume (fastMRI definitions), and means with 95 % intervals over patients."""
     from mri_ambient.recon.evaluation import evaluate as evaluate_files
-    from mri_ambient.recon.files import counted
+    from mri_ambient.recon.meter import counted
 
     result = evaluate_files(recon, target)
     if as_json:

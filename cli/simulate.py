@@ -28,7 +28,8 @@ def simulate(
 ) -> None:
     """Simulate a scan of a volume: random coil array, phase and noise, written in the fastMRI layout with its truth."""
     from mri_ambient.operators import MaskPattern
-    from mri_ambient.recon.files import check_folder, counted
+    from mri_ambient.recon.meter import counted
+    from mri_ambient.recon.places import check_folder
     from mri_ambient.scan import write_scan
     from mri_ambient.simulate import simulate_scan
     from mri_ambient.volumes import load_volume

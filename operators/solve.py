@@ -127,7 +127,7 @@ def _per_item(value: float | Tensor, like: Tensor) -> Tensor:
 class CgSolver:
     """``(A^H A + regularisation) u = rhs`` by conjugate gradients, for any mask."""
 
-    def __init__(self, operator: Sense, iterations: int = 30, tolerance: float = 1e-4) -> None:
+    def __init__(self, operator: Sense, iterations: int = 15, tolerance: float = 1e-3) -> None:
         self.operator = operator
         self.iterations = iterations
         self.tolerance = tolerance

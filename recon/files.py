@@ -7,28 +7,24 @@ made from it.
 """
 
 import copy
-import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from os.path import commonpath
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import torch
 
 from mri_ambient.allocator import keep_freed_memory
-from mri_ambient.dataset import find_sources, is_volume
 from mri_ambient.errors import InputError
 from mri_ambient.prior import DEFAULT_PRIOR, Prior
 from mri_ambient.readers import examine
 from mri_ambient.recon.evaluation import SUFFIX
 from mri_ambient.recon.export import write_dicom, write_nifti, write_png
 from mri_ambient.recon.figures import html_report
-from mri_ambient.recon.pipeline import LEARNED, Reconstructor, Settings, SliceResult, open_prior, undersample
+from mri_ambient.recon.meter import Meter, counted, duration
+from mri_ambient.recon.pipeline import LEARNED, REFINEMENT, Reconstructor, Settings, open_prior, undersample
+from mri_ambient.recon.places import check_folder, find_scans, output_folders
 from mri_ambient.recon.result import ReconstructionWriter, image_geometry, load_reconstruction
 from mri_ambient.scan import Scan, scan_of
 from mri_ambient.training import Reporter, Silent, choose_device
@@ -168,7 +164,7 @@ def reconstruct_file(
     scan, facts = _open(path, settings, files)
     check_folder(folder, _bytes_needed(scan, settings))
     reconstructor = Reconstructor(scan, prior, settings, files.noise_std, device)
-    meter = _Meter(reporter, reconstructor)
+    meter = Meter(reporter, reconstructor)
     for line in _preview(reconstructor, facts):
         reporter.say(line)
     result = folder / f"{stem}.h5"
@@ -176,69 +172,6 @@ def reconstruct_file(
     written = [result, *_derive(result, folder / stem, files, zero_filled)]
     reporter.say(f"  {', '.join(map(str, written))} in {duration(meter.seconds)}")
     return {"scan": str(path), "files": [str(name) for name in written], **attributes, **facts}
-
-
-def find_scans(scans: Sequence[str | Path]) -> list[Path]:
-    """Scan files of files, folders and glob patterns, each once, in the order given.
-
-    A name that does not exist is kept if it is no pattern: opening it says what is wrong, and the others can be done.
-
-    Raises
-    ------
-    InputError
-        If a pattern matches nothing, or a folder holds no ``.h5`` file.
-    """
-    found: dict[Path, Path] = {}
-    for item in scans:
-        path = Path(item)
-        if path.is_dir() or (not path.exists() and any(sign in str(item) for sign in "*?[")):
-            matches = [m for m in find_sources([item]) if not is_volume(m) and not m.stem.endswith(SUFFIX)]
-            if not matches:
-                raise InputError(f"There is no scan (.h5) in {item}: name HDF5 files in the fastMRI layout.")
-        else:
-            matches = [path]
-        for match in matches:
-            found.setdefault(match.resolve(), match)
-    return list(found.values())
-
-
-def output_folders(scans: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Every scan with the folder for its results: `out`, or folders below it where names would collide."""
-    if len({path.stem for path in scans}) == len(scans):
-        return [(path, out) for path in scans]
-    parents = [path.resolve().parent for path in scans]
-    common = commonpath(parents)
-    jobs = [(path, out / parent.relative_to(common)) for path, parent in zip(scans, parents, strict=True)]
-    taken: dict[tuple[Path, str], Path] = {}
-    for path, folder in jobs:
-        other = taken.setdefault((folder, path.stem), path)
-        if other != path:
-            raise InputError(f"{other} and {path} would have the same result: reconstruct them into different folders.")
-    return jobs
-
-
-def check_folder(folder: Path, needed: int = 0) -> None:
-    """Check that files of `needed` bytes can be created in a folder, which may not exist yet; nothing is left there.
-
-    Raises
-    ------
-    InputError
-        If a part of the path is a file, it may not be written, or the disk is too full.
-    """
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not existing.is_dir():
-        raise InputError(f"Nothing can be written to {folder}, as {existing} is a file: choose another output folder.")
-    try:
-        with TemporaryFile(dir=existing):  # permission bits say little about network and read-only file systems
-            free = shutil.disk_usage(existing).free
-    except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"Nothing can be written to {folder} ({why}): choose another output folder.") from error
-    if free < needed:
-        raise InputError(
-            f"The result needs {needed / 1e6:.0f} MB but {folder} has {free / 1e6:.0f} MB left: free some space or "
-            "choose another output folder."
-        )
 
 
 def _check_dicom(folder: Path, stem: str, files: FileSettings) -> None:
@@ -293,7 +226,7 @@ def _preview(reconstructor: Reconstructor, facts: dict[str, Any]) -> Iterator[st
         f"scale {calibration.scale:.4g}"
     )
     if settings.method == "posterior" and reconstructor.prior is not None:
-        total = facts["slices"] * (1 + settings.samples * settings.steps)
+        total = facts["slices"] * (1 + settings.samples * settings.steps + REFINEMENT)
         yield (
             f"  prior {reconstructor.prior.name}, {counted(settings.samples, 'sample')} x "
             f"{counted(settings.steps, 'step')}: {counted(total, 'network evaluation')}"
@@ -304,70 +237,8 @@ def _preview(reconstructor: Reconstructor, facts: dict[str, Any]) -> Iterator[st
         yield f"  method {settings.method}"
 
 
-@dataclass
-class _Meter:
-    """Counts network calls (or slices) of one scan, reports them, and says early how long all will take."""
-
-    reporter: Reporter
-    reconstructor: Reconstructor
-    evaluations: int = 0
-    calls: int = 0
-    began: float = field(default_factory=lambda: time.monotonic())
-    second_call: float = 0.0
-    announced: bool = False
-
-    @property
-    def calls_per_slice(self) -> int:
-        settings = self.reconstructor.settings
-        return 1 + settings.steps if settings.method == "posterior" else 1
-
-    @property
-    def total(self) -> int:
-        return self.calls_per_slice * self.reconstructor.scan.shape[0]
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
-
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Count the calls of the network inside the block: progress within a slice, which may take minutes."""
-        prior = self.reconstructor.prior
-        if prior is None or self.calls_per_slice == 1:
-            yield
-            return
-        handle = prior.denoiser.register_forward_hook(lambda *_: self._call())
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _call(self) -> None:
-        self.calls += 1
-        if self.calls == 2:  # the first call was for a single image, and this one may include warming up
-            self.second_call = time.monotonic()
-        if self.calls == 4:
-            step = (time.monotonic() - self.second_call) / 2
-            a_slice = self.second_call - self.began + step * (self.calls_per_slice - 2)
-            self._announce(a_slice * self.reconstructor.scan.shape[0])
-        self.reporter.stage(self.reconstructor.scan.name, min(self.calls, self.total), self.total)
-
-    def finished(self, result: SliceResult, number: int) -> None:
-        """A slice is done."""
-        self.evaluations += result.evaluations
-        self.calls = (number + 1) * self.calls_per_slice
-        if number == 0:
-            self._announce(self.seconds * self.reconstructor.scan.shape[0])
-        self.reporter.stage(self.reconstructor.scan.name, self.calls, self.total)
-
-    def _announce(self, seconds: float) -> None:
-        if not self.announced and seconds > 20:
-            self.reporter.say(f"  this will take about {duration(seconds)}")
-        self.announced = True
-
-
 def _write(
-    reconstructor: Reconstructor, path: Path, meter: _Meter, compare: bool
+    reconstructor: Reconstructor, path: Path, meter: Meter, compare: bool
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Reconstruct into an HDF5 file; returns its attributes and, if asked to, zero-filled magnitudes (slice, y, x)."""
     scan = reconstructor.scan
@@ -402,15 +273,3 @@ def _derive(result: Path, base: Path, files: FileSettings, zero_filled: np.ndarr
         yield path
     if files.report:
         yield html_report(base.with_name(base.name + ".html"), reconstruction, zero_filled)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
-    if seconds < 99:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:.1f} h"

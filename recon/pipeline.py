@@ -251,8 +251,8 @@ def reconstruct(
     prior : Prior or str
         A loaded prior, or what `load_prior` takes. Not used by the classical methods.
     method : str
-        "posterior" (estimate and standard deviation from samples), "mmse" (one network evaluation), "zero-filled", "sense",
-        "l1-wavelet", "tv".
+        "posterior" (estimate and standard deviation from samples), "mmse" (one network evaluation), "zero-filled",
+        "sense", "l1-wavelet", "tv".
     samples, steps : int
         Posterior samples, and network evaluations of each.
     seed : int

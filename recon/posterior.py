@@ -101,16 +101,24 @@ class PosteriorDenoiser:
         ratio = (self.noise_std / self.error(sigma)) ** 2
         return self.solver.solve(self.adjoint + ratio * prior_mean, ratio, initial=prior_mean)
 
-    def fluctuation(self, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
-        """Gaussian (samples, y, x) with the covariance of ``x | x_t, y``, one generator a sample."""
-        r = self.error(sigma)
-        shape, device = self.operator.image_shape, self.adjoint.device
-        white = torch.stack([_white(shape, g) for g in generators]).to(device)
+    def draw(self, noisy: Tensor, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
+        """One draw (samples, y, x) of ``x | x_t, y`` for each noisy image, one generator a sample."""
         if isinstance(self.solver, RowSolver):
-            return self.solver.apply(lambda e: (e / self.noise_std**2 + 1 / r**2) ** -0.5, white)
-        coils = torch.stack([_white(self.operator.kspace_shape, g) for g in generators]).to(device)
-        perturbed = self.noise_std * self.operator.adjoint(coils) + self.noise_std**2 / r * white
-        return self.solver.solve(perturbed, (self.noise_std / r) ** 2)
+            return self(noisy, sigma) + self._fluctuation(self.solver, sigma, generators)
+        prior_mean = self.denoiser(noisy, sigma)
+        self.evaluations += 1
+        r, noise_std = self.error(sigma), self.noise_std
+        white = torch.stack([_white(self.operator.image_shape, g) for g in generators]).to(noisy.device)
+        coils = torch.stack([_white(self.operator.kspace_shape, g) for g in generators]).to(noisy.device)
+        data = self.adjoint + noise_std * self.operator.adjoint(coils)
+        ratio = (noise_std / r) ** 2
+        return self.solver.solve(data + ratio * (prior_mean + r * white), ratio, initial=prior_mean)
+
+    def _fluctuation(self, rows: RowSolver, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
+        """Gaussian (samples, y, x) with the covariance of ``x | x_t, y``."""
+        white = torch.stack([_white(self.operator.image_shape, g) for g in generators]).to(self.adjoint.device)
+        precision = 1 / self.error(sigma) ** 2
+        return rows.apply(lambda e: (e / self.noise_std**2 + precision) ** -0.5, white)
 
 
 def _white(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -140,7 +148,7 @@ def anneal(
     image = start.expand(len(generators), *start.shape[-2:])
     for sigma in schedule:
         noise = torch.stack([_white(image.shape[-2:], g) for g in generators]).to(image.device)
-        image = posterior(image + sigma * noise, sigma) + posterior.fluctuation(sigma, generators)
+        image = posterior.draw(image + sigma * noise, sigma, generators)
         image = image * posterior.support  # elsewhere no coil sees anything: there is no object
     return image
 

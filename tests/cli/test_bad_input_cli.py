@@ -12,6 +12,7 @@ import pytest
 from cli_checks import files_in, one_line
 
 from mri_ambient.recon import files as recon_files
+from mri_ambient.recon import places
 
 
 def rewritten(scan: Path, folder: Path, **changes: object) -> Path:
@@ -170,7 +171,7 @@ def test_output_folder_not_writable_is_found_before_the_work(run, scan, tiny_pri
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(recon_files, "TemporaryFile", refuse)
+    monkeypatch.setattr(places, "TemporaryFile", refuse)
     monkeypatch.setattr(recon_files, "Reconstructor", None)  # must not be reached
     result = run("recon", scan, "--prior", tiny_prior, "--out", tmp_path / "out")
     assert result.exit_code == 2

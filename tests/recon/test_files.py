@@ -10,17 +10,11 @@ import torch
 from mri_ambient.denoiser import PRESETS, Denoiser
 from mri_ambient.errors import InputError
 from mri_ambient.prior import Prior
-from mri_ambient.recon import files
-from mri_ambient.recon.files import (
-    FileSettings,
-    check_folder,
-    duration,
-    find_scans,
-    output_folders,
-    reconstruct_file,
-    reconstruct_files,
-)
+from mri_ambient.recon import meter
+from mri_ambient.recon.files import FileSettings, reconstruct_file, reconstruct_files
+from mri_ambient.recon.meter import counted, duration
 from mri_ambient.recon.pipeline import Reconstructor, Settings, reconstruct
+from mri_ambient.recon.places import check_folder, find_scans, output_folders
 from mri_ambient.recon.result import ReconstructionWriter, load_reconstruction
 from mri_ambient.scan import Scan, load_scan, write_scan
 
@@ -169,9 +163,9 @@ class TestReconstructFile:
         log = Log()
         reconstruct_file(scan_file, tmp_path, prior, Settings(samples=2, steps=3), FileSettings(), reporter=log)
         done = [stage[1] for stage in log.stages]
-        assert {(text, total) for text, _, total in log.stages} == {("scan", 12)}
+        (planned,) = {total for _, _, total in log.stages}
         assert done == sorted(done)
-        assert sorted(set(done)) == list(range(1, 13))
+        assert sorted(set(done)) == list(range(1, planned + 1))  # what was planned is what was called
         assert not prior.denoiser._forward_hooks  # the prior is handed back as it came
 
     def test_progress_in_slices_without_a_network(self, scan_file, tmp_path):
@@ -182,12 +176,13 @@ class TestReconstructFile:
     @pytest.mark.parametrize("method", ["posterior", "zero-filled"])
     def test_long_work_is_announced_once(self, scan_file, prior, tmp_path, monkeypatch, method):
         clock = iter(range(0, 10**6, 100))  # every look at the clock takes 100 s
-        monkeypatch.setattr(files.time, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
         log = Log()
         reconstruct_file(scan_file, tmp_path, prior, Settings(method, 2, 5), FileSettings(), reporter=log)
         (announced,) = [line for line in log.lines if "will take about" in line]
-        # Classical: one look a slice. Posterior: 100 s to the second call, 50 s for each of the other four.
-        assert announced.endswith({"posterior": "about 15 min", "zero-filled": "about 5 min"}[method])
+        # Classical: one look a slice. Posterior: 100 s to the second call, then 50 s a call, for 3 slices.
+        minutes = 3 * (100 + 50 * (5 - 1 + meter.REFINEMENT)) / 60
+        assert announced.endswith({"posterior": f"about {minutes:.0f} min", "zero-filled": "about 5 min"}[method])
 
     def test_short_work_is_not(self, scan_file, tmp_path):
         log = Log()
@@ -233,3 +228,7 @@ class TestReconstructFiles:
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_counted():
+    assert [counted(number, "slice") for number in (0, 1, 2)] == ["0 slices", "1 slice", "2 slices"]
