@@ -1,6 +1,6 @@
 """The table of docs/results.md: all methods on the validation patient, in one run.
 
-    python benchmarks/results.py --data ../shared/data/open_ms --out docs/results.json --table docs/results_table.md
+    python benchmarks/results.py --data ../shared/data/open_ms --out docs/results.json --table table.md
 
 Scans are simulated from the magnitude volumes of patient 04 (FLAIR, T1, T2; 8 coils with a random array, random smooth
 phase, noise 0.02 of the 99th percentile). Each method gets the same k-space and sensitivity maps estimated from that

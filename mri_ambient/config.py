@@ -54,7 +54,7 @@ class TrainConfig:
     strip: int = 64
     learning_rate: float = 1e-3
     ema: float = 0.999
-    refreshes: tuple[float, ...] = (0.3, 0.6)
+    refreshes: tuple[float, ...] = (0.35, 0.65)
     coils: int = 8
     matrices: tuple[int, ...] = ()
     noise: float | None = None

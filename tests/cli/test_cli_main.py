@@ -122,6 +122,17 @@ def test_termination_is_an_interruption():
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_waiting_unless_told_otherwise(before, after):
+    code = "import os, sys; from mri_ambient.cli import main; main.app = lambda: None; main.run(); "
+    code += "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": before} if before else {}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == f"{after} False\n"  # set while it can still have an effect
+
+
 def test_installed_program(tmp_path):
     code = "from mri_ambient.cli.main import run; run()"
     words = ["inspect", str(tmp_path / "none.h5")]
