@@ -44,6 +44,7 @@ def train(
     ] = None,
     device: DEVICE = "auto",
     precision: PRECISION = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network (torch.compile).")] = False,
     seed: SEED = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")] = False,
     quiet: QUIET = False,
@@ -65,7 +66,7 @@ def train(
         with Terminal(quiet=quiet) as terminal:
             run = run_training(
                 data or [], out=folder, validation=validation or [], device=device, precision=precision,
-                reporter=terminal, **settings,
+                compile=compile, reporter=terminal, **settings,
             )  # fmt: skip
             terminal.say(f"{run.prior}: use it with mri-ambient recon SCAN --prior {run.folder}")
     except KeyboardInterrupt as interruption:

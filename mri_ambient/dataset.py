@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,8 @@ class Record:
         Lines (or side of the square) of the fully sampled centre.
     retrospective : bool
         Whether the mask was drawn here, from a known pattern, rather than by the scanner.
+    padding : tuple of int
+        Zero-padded columns (left, right), which cannot be acquired.
     """
 
     name: str
@@ -72,6 +75,12 @@ class Record:
     line_mask: bool
     acs: int
     retrospective: bool
+    padding: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Record":
+        """Inverse of `dataclasses.asdict` and JSON, which turns tuples into lists."""
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def find_sources(data: Sequence[str | Path]) -> list[Path]:
@@ -164,7 +173,7 @@ def prepare(
         progress(number, len(sources))
         done = folder / f"{number:05d}.json"
         if done.exists():
-            records += [Record(**{**r, "shape": tuple(r["shape"])}) for r in json.loads(done.read_text())]
+            records += [Record.from_json(values) for values in json.loads(done.read_text())]
             continue
         scan, clean = _open(source, simulation, seed, number)
         some = list(_prepare_scan(scan, clean, folder, number, pattern, seed, reconstruct, noise_std))
@@ -227,7 +236,7 @@ def _prepare_scan(
         save_array(folder / f"{name}_image.npy", image)
         acs = pattern.acs_size(shape) if pattern is not None and retrospective else acs_width(scan.slice_mask(i))
         size = (scan.shape[1], *shape)
-        yield Record(name, scan.patient or scan.name, size, item.noise_std, line, acs, retrospective)
+        yield Record(name, scan.patient or scan.name, size, item.noise_std, line, acs, retrospective, scan.padding)
 
 
 def _reference(scan: Scan, index: int, calibration: Calibration, operator: Sense) -> Tensor:
@@ -347,17 +356,23 @@ class PreparedSlices:
         return kspace, maps, mask, probability, torch.tensor(record.acs), noise_std, image
 
     def probability(self, record: Record) -> Tensor:
-        """Acquisition probability shaped like the mask; zeros for a fixed number of random lines (exact form)."""
+        """Acquisition probability shaped like the mask, 0 in zero-padded columns.
+
+        A fixed number of uniformly random lines has -1 instead, which asks for the exact conditional probabilities.
+        """
         shape = record.shape[1:]
-        key = (record.retrospective, record.line_mask, *shape)
+        key = (record.retrospective, record.line_mask, *record.padding, *shape)
         if key not in self._probability:
             if not record.retrospective or self.pattern is None:
                 masks = [self.array(r, "mask") for r in self.records if self._comparable(r, record)]
                 self._probability[key] = torch.from_numpy(np.mean(masks, axis=0, dtype=np.float32))
             elif self.pattern.kind == "random":
-                self._probability[key] = torch.zeros(1, shape[1])
+                self._probability[key] = torch.full((1, shape[1]), -1.0)
             else:
                 self._probability[key] = self.pattern.probability(shape).reshape(-1, shape[1])
+            left, right = record.padding
+            self._probability[key][:, :left] = 0
+            self._probability[key][:, shape[1] - right :] = 0
         return self._probability[key]
 
     def _comparable(self, a: Record, b: Record) -> bool:

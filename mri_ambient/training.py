@@ -124,6 +124,7 @@ def train(
     validation: Sequence[str | Path] = (),
     device: str = "auto",
     precision: str = "auto",
+    compile: bool = False,
     notes: dict[str, Any] | None = None,
     reporter: Reporter | None = None,
     **settings: Any,
@@ -142,6 +143,8 @@ def train(
         "auto", "cpu", "cuda".
     precision : str
         "auto" (bfloat16 where the processor has it), "bf16", "fp32".
+    compile : bool
+        Compile the network with torch.compile (needs a C++ compiler on the CPU); pays off in long runs.
     notes : dict, optional
         Further entries for the card (data attribution).
     reporter : Reporter, optional
@@ -162,6 +165,8 @@ def train(
     training, held_out = load_data(data, validation, config, folder, reporter)
     state = new_state(config, place, number_type)
     restore(folder, state)
+    if compile:
+        state.denoiser.network.compile(dynamic=True)
     loop(config, state, training, held_out, folder, reporter)
     card = make_card(config, state, training, notes or {})
     card["denoiser_error"] = denoiser_error(state.average, training, config)

@@ -5,19 +5,16 @@ from .coils import compress_coils, espirit, rss
 from .fourier import center_crop, center_pad, fft1c, fft2c, ifft1c, ifft2c
 from .masks import (
     MaskPattern,
-    acs_mask,
-    acs_width,
     equispaced_mask,
     fastmri_mask,
     gaussian_mask,
-    heldout_weights,
     poisson_mask,
     random_mask,
-    split_mask,
 )
 from .noise import estimate_noise, noise_covariance, prewhiten
 from .sense import Sense
 from .solve import CgSolver, RowSolver, Solution, conjugate_gradient, normal_solver
+from .splitting import acs_mask, acs_width, heldout_weights, split_mask
 
 __all__ = [
     "CgSolver",

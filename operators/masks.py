@@ -1,25 +1,8 @@
-r"""Cartesian sampling masks, their acquisition probabilities, and the split into kept and held-out samples.
+"""Cartesian sampling masks and their acquisition probabilities.
 
 A mask is boolean, True where k-space was acquired: shape ``(x,)`` for phase-encode lines, ``(y, x)`` for 2-D
 patterns. The centre of N lines is index N // 2; the auto-calibration signal (ACS) is the fully acquired block of n
 lines that starts at N // 2 - n // 2.
-
-Why probabilities matter. Let line j be acquired with probability :math:`p_j`, the mask being :math:`\Omega`. For
-training, a random part of the acquired lines, :math:`\Lambda \subset \Omega`, is kept as input: each off-centre line
-with probability q, the ACS always. The rest is held out and scores the output. With weights
-
-.. math:: w_j = 1 \;(j \in \Lambda), \qquad w_j = 1 / P(j \in \Omega \mid \Lambda) \;(j \in \Omega \setminus \Lambda),
-
-the error on measured lines equals, in expectation, the error on all lines, for every error that depends on
-:math:`\Lambda` only:
-
-.. math:: E\Big[\sum_{j \in \Omega} w_j |e_j|^2 \,\Big|\, \Lambda\Big] = \sum_j |e_j|^2 .
-
-If lines are acquired independently, :math:`P(j \in \Omega \mid \Lambda) = p_j (1 - q) / (1 - p_j q)`. If the number
-of lines is fixed and all off-centre sets are equally likely, a kept and b held-out lines among M off-centre ones
-leave b lines hidden among M - a places: :math:`P = b / (M - a)`. Both need :math:`p_j > 0` everywhere, which every
-pattern here guarantees. The ACS must be the planned one: lines that touch it by chance and were counted in would
-never be held out, and the loss would not see the line next to the ACS.
 
 Every function draws from the `torch.Generator` it is given (torch's global one if none) and returns a mask on the
 CPU, unless it was given one that lives elsewhere.
@@ -27,9 +10,7 @@ CPU, unless it was given one that lives elsewhere.
 References
 ----------
 .. [1] Zbontar et al., fastMRI: an open dataset and benchmarks for accelerated MRI, arXiv:1811.08839.
-.. [2] Millard, Chiew, A theoretical framework for self-supervised MR image reconstruction using sub-sampling via
-   variable density Noisier2Noise, IEEE Trans. Comput. Imaging 2023.
-.. [3] Madow, On the theory of systematic sampling II, Ann. Math. Stat. 1949.
+.. [2] Madow, On the theory of systematic sampling II, Ann. Math. Stat. 1949.
 """
 
 from __future__ import annotations
@@ -40,10 +21,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .arrays import as_mask
+from .splitting import device_of, shells, uniform
 
 _RINGS = 12  # of the Poisson-disc density estimate
 _GROUPS = 3 * _RINGS
@@ -90,8 +70,8 @@ def random_mask(
         If accel < 1, the ACS does not fit into the width, or accel leaves fewer lines than the ACS has.
     """
     lines, acs = _line_budget(width, accel, acs)
-    score = _uniform((width,), generator)
-    centre = _shells((width,)) <= acs
+    score = uniform((width,), generator)
+    centre = shells((width,)) <= acs
     if bernoulli:
         return centre | (score < _share(lines, acs, width))
     chosen = score.masked_fill(centre, -1.0).argsort()[:lines]  # the ACS sorts first
@@ -110,11 +90,11 @@ def equispaced_mask(
     Parameters, returns and errors as in `random_mask`.
     """
     lines, acs = _line_budget(width, accel, acs)
-    centre = _shells((width,)) <= acs
+    centre = shells((width,)) <= acs
     if lines == width:
         return torch.ones(width, dtype=torch.bool)
     spacing = 1 / _share(lines, acs, width)
-    position = (_uniform((1,), generator) * spacing + spacing * torch.arange(width, dtype=torch.float64)).floor().long()
+    position = (uniform((1,), generator) * spacing + spacing * torch.arange(width, dtype=torch.float64)).floor().long()
     return centre.index_fill_(0, position[position < width], True)
 
 
@@ -123,7 +103,7 @@ def gaussian_mask(
 ) -> Tensor:
     """Draw a fixed number of lines whose density falls off as a Gaussian (standard deviation width / 4), plus the ACS.
 
-    Lines are put in random order and every unit of their summed probabilities selects one (systematic sampling [3]_):
+    Lines are put in random order and every unit of their summed probabilities selects one (systematic sampling [2]_):
     the count is exactly round(width / accel), and each line's probability is exactly what `MaskPattern.probability`
     says.
 
@@ -131,10 +111,10 @@ def gaussian_mask(
     """
     lines, acs = _line_budget(width, accel, acs)
     probability = _gaussian_probability(width, lines, acs)
-    order = _uniform((width,), generator).argsort()
+    order = uniform((width,), generator).argsort()
     total = probability[order].cumsum(0)
     total[-1] = lines  # exact, or rounding could lose the last line
-    start = _uniform((1,), generator)
+    start = uniform((1,), generator)
     selected = torch.diff(torch.floor(total - start), prepend=torch.floor(-start)) > 0
     return torch.zeros(width, dtype=torch.bool).index_fill_(0, order[selected], True)
 
@@ -175,9 +155,9 @@ def poisson_mask(
     size = math.prod(shape)
     if samples == size:
         return torch.ones(shape, dtype=torch.bool)
-    centre = _shells(shape) <= acs
+    centre = shells(shape) <= acs
     goal = 0.92 * size / samples  # wide tolerance: its search is slow, and a surplus is cheap to drop
-    for seed in torch.randint(2**31 - 1, (4,), generator=generator, device=_device(generator)).tolist():
+    for seed in torch.randint(2**31 - 1, (4,), generator=generator, device=device_of(generator)).tolist():
         try:
             drawn = poisson(shape, goal, (acs, acs), dtype=bool, crop_corner=False, seed=seed, tol=0.08 * goal)
         except ValueError:  # its search ran out: another seed may do
@@ -186,7 +166,7 @@ def poisson_mask(
         surplus = int(mask.sum()) - samples
         if surplus >= 0:
             removable = (mask & ~centre).flatten().nonzero()[:, 0]
-            drop = removable[_uniform(removable.shape, generator).argsort()[:surplus]]
+            drop = removable[uniform(removable.shape, generator).argsort()[:surplus]]
             return mask.flatten().index_fill_(0, drop, False).reshape(shape)
     raise ValueError(
         f"No Poisson-disc mask of acceleration {accel:g} fits a {shape[0]} x {shape[1]} matrix: change it."
@@ -289,127 +269,7 @@ class MaskPattern:
         if self.kind == "gaussian":
             return _gaussian_probability(width, lines, acs).float()
         off_centre = torch.full((width,), _share(lines, acs, width))
-        return off_centre.masked_fill(_shells((width,)) <= acs, 1.0)
-
-
-def acs_width(mask: ArrayLike | Tensor) -> int:
-    """Return the number of lines (2-D: the side) of the largest fully acquired block centred on index N // 2.
-
-    Parameters
-    ----------
-    mask : array_like
-        Boolean, shape (x,) or (y, x).
-
-    Returns
-    -------
-    int
-        0 if the centre was not acquired. Random lines next to the ACS make it larger than planned.
-    """
-    mask = as_mask(mask)
-    missing = _shells(tuple(mask.shape)).to(mask.device)[~mask]
-    return int(missing.min()) - 1 if len(missing) else min(mask.shape)
-
-
-def acs_mask(mask: ArrayLike | Tensor, acs: int | None = None) -> Tensor:
-    """Return a boolean tensor like the mask, True on its ACS block (of `acs_width`, or of the given size)."""
-    mask = as_mask(mask)
-    return _shells(tuple(mask.shape)).to(mask.device) <= (acs_width(mask) if acs is None else acs)
-
-
-def split_mask(
-    mask: ArrayLike | Tensor, keep: float, *, generator: torch.Generator | None = None, acs: int | None = None
-) -> Tensor:
-    """Keep a random part of a mask: each off-centre line (2-D: sample) with probability `keep`, the ACS always.
-
-    Parameters
-    ----------
-    mask : array_like
-        Boolean, shape (x,) or (y, x). Give lines as (x,), or they would be split sample by sample.
-    keep : float
-        Probability, 0 to 1.
-    generator : torch.Generator, optional
-        Source of randomness.
-    acs : int, optional
-        ACS size of the pattern (`MaskPattern.acs_size`). Detected with `acs_width` if not given: random lines that
-        happen to touch the ACS are then never held out, so that the line next to the ACS is learnt from fewer
-        examples.
-
-    Returns
-    -------
-    Tensor
-        Boolean, same shape and device as the mask, a subset of it.
-
-    Raises
-    ------
-    ValueError
-        If keep is not in [0, 1].
-    """
-    mask = as_mask(mask)
-    if not 0 <= keep <= 1:
-        raise ValueError(f"keep is a probability between 0 and 1, not {keep:g}.")
-    drawn = (_uniform(mask.shape, generator) < keep).to(mask.device)
-    return mask & (drawn | acs_mask(mask, acs))
-
-
-def heldout_weights(
-    mask: ArrayLike | Tensor,
-    kept: ArrayLike | Tensor,
-    *,
-    probability: ArrayLike | Tensor | None = None,
-    keep: float | None = None,
-    acs: int | None = None,
-    padding: tuple[int, int] = (0, 0),
-) -> Tensor:
-    """Return the loss weights that make the measured error equal the full error in expectation (module docstring).
-
-    Parameters
-    ----------
-    mask : array_like
-        Acquired lines or samples, boolean, shape (x,) or (y, x).
-    kept : array_like
-        Subset of it shown to the network, from `split_mask`.
-    probability : array_like, optional
-        Acquisition probability of each line or sample, same shape (`MaskPattern.probability`). The weights then take
-        lines as independent: exact for bernoulli, exact on average over `kept` for every pattern. Without it the
-        pattern is taken as uniformly random with a fixed count, and the weights are exact for it given `kept`.
-    keep : float, optional
-        The probability given to `split_mask`; needed with `probability`, not used without.
-    acs : int, optional
-        ACS size, as given to `split_mask`; detected if not given.
-    padding : (int, int)
-        Zero-padded columns on the left and right that the scanner could never acquire; not counted without
-        `probability`.
-
-    Returns
-    -------
-    Tensor
-        float32 like the mask: 0 where not acquired, 1 on kept and ACS samples, 1 / P(acquired | kept) on held-out ones.
-
-    Raises
-    ------
-    ValueError
-        If kept is not a subset of the mask, keep or a probability is missing or out of range, or padding was acquired.
-    """
-    mask, kept = as_mask(mask), as_mask(kept).to(as_mask(mask).device)
-    if mask.shape != kept.shape or bool((kept & ~mask).any()):
-        raise ValueError("The kept mask must have the shape of the sampling mask and be a subset of it.")
-    centre = acs_mask(mask, acs)
-    heldout = mask & ~kept & ~centre
-    weights = mask.float()
-    if probability is not None:
-        p = torch.as_tensor(probability, dtype=torch.float32, device=mask.device)
-        if keep is None or not 0 <= keep < 1 or p.shape != mask.shape or bool((p[heldout] <= 0).any()):
-            raise ValueError("Weights need keep in [0, 1) and a probability above 0 for each held-out line or sample.")
-        return torch.where(heldout, (1 - p * keep) / (p * (1 - keep)), weights)
-    left, right = padding
-    acquirable = torch.ones_like(mask)
-    acquirable[..., :left] = False
-    acquirable[..., mask.shape[-1] - right :] = False
-    if bool((mask & ~acquirable).any()):
-        raise ValueError(f"The mask has acquired samples in the zero-padded columns {padding}.")
-    hidden_places = int((acquirable & ~centre & ~kept).sum())
-    weights[heldout] = hidden_places / max(int(heldout.sum()), 1)
-    return weights
+        return off_centre.masked_fill(shells((width,)) <= acs, 1.0)
 
 
 def _check_accel(accel: float) -> None:
@@ -453,30 +313,11 @@ def _share(lines: int, acs: int, width: int) -> float:
     return (lines - acs) / (width - acs) if width > acs else 1.0
 
 
-def _device(generator: torch.Generator | None) -> torch.device:
-    return generator.device if generator is not None else torch.device("cpu")
-
-
-def _uniform(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-    """Uniform float64 numbers in [0, 1), on the CPU, from a generator of any device."""
-    return torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device=_device(generator)).cpu()
-
-
-def _shells(shape: tuple[int, ...]) -> Tensor:
-    """Size of the smallest centred block that contains each index: the block of n lines is ``_shells <= n``."""
-    sizes = []
-    for axis, length in enumerate(shape):
-        offset = torch.arange(length) - length // 2
-        size = torch.where(offset < 0, -2 * offset, 2 * offset + 1)
-        sizes.append(size.reshape([-1 if i == axis else 1 for i in range(len(shape))]).expand(shape))
-    return torch.stack(sizes).amax(0)
-
-
 def _gaussian_probability(width: int, lines: int, acs: int) -> Tensor:
     """Line probabilities in float64: 1 on the ACS, min(1, c * Gaussian) outside, c such that they sum to `lines`."""
     offset = torch.arange(width, dtype=torch.float64) - width // 2
     density = torch.exp(-0.5 * (offset / (width / 4)) ** 2)
-    certain = _shells((width,)) <= acs
+    certain = shells((width,)) <= acs
     while True:
         free = density.masked_fill(certain, 0.0)
         free *= (lines - int(certain.sum())) / free.sum().clamp_min(1e-30)
@@ -497,13 +338,13 @@ def _poisson_probability(shape: tuple[int, int], samples: int, acs: int) -> Tens
     generator = torch.Generator().manual_seed(0)
     accel = math.prod(small) / max(samples * zoom**2, small_acs**2 + 1)
     masks = torch.stack([poisson_mask(small, accel, small_acs, generator=generator) for _ in range(32)])
-    outside = _shells(small) > small_acs
+    outside = shells(small) > small_acs
     group = _density_group(small, small_acs)[outside]
     acquired = masks[:, outside].double().mean(0)
     prior = 1 / len(masks)  # one draw's worth of the mean density: no group gets 0
     density = torch.bincount(group, acquired, _GROUPS) + prior * acquired.mean()
     density /= torch.bincount(group, minlength=_GROUPS) + prior
-    centre = _shells(shape) <= acs
+    centre = shells(shape) <= acs
     off_centre = density[_density_group(shape, acs)].float().masked_fill(centre, 0.0)
     off_centre *= (samples - int(centre.sum())) / off_centre.sum()
     return off_centre.clamp(max=1.0).masked_fill(centre, 1.0)

@@ -100,8 +100,13 @@ def further_undersample(batch: Batch, keep: Tensor, generator: torch.Generator) 
     for mask, acquisition, acs, share in rows:
         line = mask[0] if len(mask) == 1 else mask
         part = split_mask(line, share, generator=generator, acs=acs)
-        p = acquisition.reshape(line.shape) if bool(acquisition.any()) else None
-        weight = heldout_weights(line, part, probability=p, keep=share, acs=acs)
+        p = acquisition.reshape(line.shape)
+        if bool((p < 0).any()):
+            able = torch.nonzero(p)[:, 0]
+            padding = int(able[0]), len(p) - 1 - int(able[-1])
+            weight = heldout_weights(line, part, acs=acs, padding=padding)
+        else:
+            weight = heldout_weights(line, part, probability=p, keep=share, acs=acs)
         kept.append(part.reshape(mask.shape))
         weights.append(weight.reshape(mask.shape))
         probabilities.append(heldout_probability(line, part, p, share))
@@ -109,14 +114,14 @@ def further_undersample(batch: Batch, keep: Tensor, generator: torch.Generator) 
     return Split(torch.stack(kept).to(device), torch.stack(weights).to(device), torch.tensor(probabilities).to(device))
 
 
-def heldout_probability(mask: Tensor, kept: Tensor, acquisition: Tensor | None, keep: float) -> float:
-    """Mean of P(measured | not kept) over what is not kept; 1 where everything is kept."""
-    missing = ~kept if acquisition is None else ~kept & (acquisition > 0)
+def heldout_probability(mask: Tensor, kept: Tensor, acquisition: Tensor, keep: float) -> float:
+    """Mean of P(measured | not kept) over what is not kept and could be acquired; 1 where there is nothing."""
+    missing = ~kept & (acquisition != 0)
     if not bool(missing.any()):
         return 1.0
-    if acquisition is None:
-        return float((mask & missing).sum() / missing.sum())
     p = acquisition[missing]
+    if bool((p < 0).any()):
+        return float((mask & missing).sum() / missing.sum())
     return float((p * (1 - keep) / (1 - p * keep).clamp_min(1e-6)).mean())
 
 

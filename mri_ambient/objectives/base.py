@@ -24,8 +24,8 @@ class Batch:
     sensitivity_maps : Tensor (batch, coil, y, x), complex64
     mask : Tensor (batch, 1 or y, x), bool
     probability : Tensor (batch, 1 or y, x)
-        Probability with which the archive's pattern acquires each sample. All zeros stands for a fixed number of lines
-        drawn uniformly, for which exact conditional probabilities are used.
+        Probability with which the archive's pattern acquires each sample; 0 where it cannot. -1 stands for a fixed
+        number of lines drawn uniformly, for which exact conditional probabilities are used.
     acs : Tensor (batch,), integer
         Lines of the fully sampled centre, which are never held out.
     noise_std : Tensor (batch,)

@@ -44,7 +44,7 @@ def make_batch(generator, items=64, shape=(4, 24), accel=3.0, kind="random", ima
     noise = torch.view_as_complex(torch.randn(items, coils, *shape, 2, generator=generator))
     kspace = (fft2c(maps * image[:, None]) + NOISE * noise) * mask[:, None]
     probability = (
-        torch.zeros(items, 1, shape[1]) if kind == "random" else pattern.probability(shape).expand(items, 1, -1)
+        -torch.ones(items, 1, shape[1]) if kind == "random" else pattern.probability(shape).expand(items, 1, -1)
     )
     acs = torch.full((items,), pattern.acs_size(shape))
     return Batch(kspace, maps, mask, probability, acs, torch.full((items,), NOISE), image)
@@ -107,6 +107,18 @@ def test_weighted_loss_on_measured_lines_is_the_image_error(kind):
 def test_it_is_not_when_the_weights_are_left_out():
     mean, error = template_bias("random", damage=True)
     assert mean < -10 * error
+
+
+def test_zero_padded_columns_do_not_count_as_missing():
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch(generator, items=1, accel=1.5)
+    batch.probability[..., :3] = batch.probability[..., -2:] = 0
+    batch.mask[..., :3] = batch.mask[..., -2:] = False
+    split = further_undersample(batch, torch.tensor([0.3]), generator)
+    held_out = int((batch.mask & ~split.kept).sum())
+    places = 24 - 5 - int(split.kept.sum())
+    torch.testing.assert_close(split.weights.max(), torch.tensor(places / held_out))
+    torch.testing.assert_close(split.probability, torch.tensor([held_out / places]))
 
 
 def shrinkage_bias(ignore_noise, draws=12):

@@ -11,16 +11,13 @@ from torch import Tensor
 
 from mri_ambient.operators.masks import (
     MaskPattern,
-    acs_mask,
-    acs_width,
     default_acs,
     equispaced_mask,
     fastmri_mask,
-    heldout_weights,
     poisson_mask,
     random_mask,
-    split_mask,
 )
+from mri_ambient.operators.splitting import acs_mask, acs_width, heldout_weights, split_mask
 
 LINE_KINDS = ("random", "bernoulli", "equispaced", "gaussian")
 
