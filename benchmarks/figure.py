@@ -30,11 +30,11 @@ def main():
             "zero-filled": "zero-filled",
             "L1-wavelet": "l1-wavelet",
             "one-step MMSE": "mmse",
-            "posterior mean": "posterior",
+            "posterior estimate": "posterior",
         }.items()
     }
     images = {name: result.magnitude[0].numpy() for name, result in results.items()}
-    std = {"posterior mean": results["posterior mean"].std[0].numpy()}
+    std = {"posterior estimate": results["posterior estimate"].std[0].numpy()}
     panel(images, args.out, reference=scan.read_target(0).numpy(), std=std)
 
 

@@ -10,10 +10,11 @@ import torch
 
 from mri_ambient import training
 from mri_ambient.config import TrainConfig
-from mri_ambient.dataset import PreparedSlices, Simulation, find_sources, is_volume, prepare
+from mri_ambient.dataset import PreparedSlices
 from mri_ambient.denoiser import count_parameters
 from mri_ambient.operators import MaskPattern
 from mri_ambient.phantoms import phantom_volume
+from mri_ambient.preparation import Simulation, find_sources, is_volume, prepare
 from mri_ambient.recon.meter import counted, duration
 from mri_ambient.recon.places import check_folder
 from mri_ambient.streams import stream

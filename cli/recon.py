@@ -20,7 +20,7 @@ def recon(
     steps: Annotated[int, typer.Option(help="Network evaluations of each sample.")] = 25,
     accel: ACCEL = None,
     mask: MASK = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("recon"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("reconstructions"),
     formats: Annotated[
         list[str] | None,
         typer.Option("--format", help=f"{', '.join(FORMATS)}; may be repeated (h5 always is).", show_default="h5"),

@@ -93,7 +93,8 @@ def calibrate(scan: Scan, noise_std: float | None = None) -> Calibration:
     Raises
     ------
     InputError
-        If the scan has fewer than 8 fully sampled centre lines, or no signal.
+        If the scan has fewer than 8 fully sampled centre lines or no signal, or its noise is neither known nor can be
+        estimated.
     """
     require_acs(scan, MIN_ACS)
     given = scan.noise_std if noise_std is None else noise_std
@@ -103,9 +104,14 @@ def calibrate(scan: Scan, noise_std: float | None = None) -> Calibration:
         some = slices[:: max(1, len(slices) // 8)]
         stack = torch.stack([scan.read(i) for i in some])
         mask = scan.mask[some] if scan.mask.ndim == 3 else scan.mask
-        given = estimate_noise(stack, mask)
-        # The whitened coils keep the units of the input: noise `given` in each.
-        whitening = whitening_matrix(noise_covariance(stack, mask)) * given
+        try:
+            given = estimate_noise(stack, mask)
+            # The whitened coils keep the units of the input: noise `given` in each.
+            whitening = whitening_matrix(noise_covariance(stack, mask)) * given
+        except ValueError as error:
+            raise InputError(
+                f"The noise of {scan.name} cannot be estimated ({str(error).rstrip('.')}): give it with --noise."
+            ) from error
     second = fourth = 0.0
     for i in slices:
         kspace = scan.read(i)

@@ -3,10 +3,6 @@
 Every random number is addressed by (seed, what it is for, step), never by what came before. A run that is killed and
 started again with the same command therefore continues as if nothing had happened: weights, optimiser and averaged
 weights come from the state file, data order and noise from the step number.
-
-Without fully sampled data nothing can be validated on images. Instead lines are held out from the measured k-space of
-patients that training never sees; the weighted error on them is an unbiased estimate of the image error (plus the
-noise).
 """
 
 import json
@@ -24,29 +20,20 @@ from torch import Tensor
 from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.calibration import PreparedSlice
 from mri_ambient.config import TrainConfig
-from mri_ambient.dataset import (
-    PreparedSlices,
-    Record,
-    Simulation,
-    find_sources,
-    is_volume,
-    prepare,
-    save_array,
-    write_atomically,
-)
-from mri_ambient.denoiser import PRESETS, Denoiser, DenoiserConfig, count_parameters, noise_schedule
+from mri_ambient.dataset import PreparedSlices, save_array, write_atomically
+from mri_ambient.denoiser import Denoiser, count_parameters
 from mri_ambient.errors import InputError
 from mri_ambient.objectives import Ambient, Objective, Supervised
-from mri_ambient.objectives.ambient import further_undersample, heldout_loss
-from mri_ambient.objectives.base import complex_normal
 from mri_ambient.operators import MaskPattern
-from mri_ambient.prior import RUN_FILE, load_prior, save_prior
+from mri_ambient.preparation import Simulation, find_sources, is_volume, prepare
+from mri_ambient.prior import RUN_FILE, save_prior
+from mri_ambient.run_state import State, new_state, restore, save
 from mri_ambient.streams import stream
+from mri_ambient.validation import denoiser_error, panel, reconstruct_record, validate
 
 SAVE_SECONDS = 60.0
 LOG_EVERY = 50  # steps
 VALIDATE_PARTS = 20  # validations in a run
-VALIDATION_SLICES = 32
 WARM_UP = 200  # steps
 PHANTOMS = 40  # volumes of the embedded population
 PHANTOM_SLICES, PHANTOM_SHAPE = 12, (160, 160)
@@ -73,31 +60,6 @@ class Silent:
 
     def say(self, text: str) -> None:
         """Ignore."""
-
-
-@dataclass
-class State:
-    """Everything that changes during training.
-
-    Attributes
-    ----------
-    step : int
-        Steps done.
-    refreshed : int
-        How often the reconstructions were made anew.
-    skipped : int
-        Steps whose loss or gradient was not finite.
-    seconds : float
-        Time spent in training so far.
-    """
-
-    denoiser: Denoiser
-    average: Denoiser
-    optimiser: torch.optim.Optimizer
-    step: int = 0
-    refreshed: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -160,6 +122,8 @@ def train(
     reporter = reporter or Silent()
     keep_freed_memory()
     folder = Path(out)
+    if data or validation:
+        find_sources([*data, *validation])  # a wrong name must not leave a folder behind
     check_resumable(folder, config)
     place, number_type = choose_device(device, precision)
     training, held_out = load_data(data, validation, config, folder, reporter)
@@ -270,26 +234,6 @@ def first_reconstruction(item: PreparedSlice) -> Tensor:
     return l1_wavelet(item.kspace, item.operator, regularisation=0.25 * item.noise_std, iterations=20)
 
 
-def new_state(config: TrainConfig, device: torch.device, precision: torch.dtype) -> State:
-    """Fresh (or initialised) weights and optimiser."""
-    torch.manual_seed(int(torch.randint(2**31, (), generator=stream(config.seed, "weights"))))
-    size: DenoiserConfig = PRESETS[config.preset]
-    denoiser = Denoiser(size)
-    if config.init is not None:
-        initial = load_prior(config.init).denoiser
-        if initial.config != size:
-            raise InputError(f"The prior {config.init} has another size than preset {config.preset}.")
-        denoiser.load_state_dict(initial.state_dict())
-    average = Denoiser(size)
-    average.load_state_dict(denoiser.state_dict())
-    for model in (denoiser, average):
-        model.to(device).to(memory_format=torch.channels_last)
-        model.precision = precision
-    average.eval().requires_grad_(False)
-    optimiser = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-    return State(denoiser, average, optimiser)
-
-
 def objective_of(config: TrainConfig) -> Objective:
     """The training method."""
     return Supervised() if config.method == "supervised" else Ambient()
@@ -371,15 +315,6 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-@torch.no_grad()
-def reconstruct_record(denoiser: Denoiser, data: PreparedSlices, record: Record) -> Tensor:
-    """One-step reconstruction (y, x) of a whole prepared slice."""
-    kspace, operator = data.slice(record)
-    operator = operator.to(denoiser.device)
-    z = operator.adjoint(kspace)
-    return denoiser(z[None], record.noise_std, operator)[0].cpu()
-
-
 def refresh(denoiser: Denoiser, data: PreparedSlices, reporter: Reporter) -> None:
     """Replace the stored reconstructions by the network's own."""
     for number, record in enumerate(data.records):
@@ -387,92 +322,10 @@ def refresh(denoiser: Denoiser, data: PreparedSlices, reporter: Reporter) -> Non
         save_array(data.folder / f"{record.name}_image.npy", reconstruct_record(denoiser, data, record))
 
 
-@torch.no_grad()
-def validate(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig) -> float:
-    """Mean weighted error on held-out lines, the same strips, lines and noise every time."""
-    errors = []
-    for number in range(-(-VALIDATION_SLICES // config.batch)):
-        generator = stream(config.seed, "validate", number)
-        batch = data.batch(config.batch, config.strip, generator, augment=False).to(denoiser.device)
-        split = further_undersample(batch, torch.full((len(batch),), 0.6), generator)
-        errors.append(float(heldout_loss(denoiser, batch, split, batch.noise_std * 1.05, generator)))
-    return sum(errors) / len(errors)
-
-
-@torch.no_grad()
-def denoiser_error(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig) -> list[tuple[float, float]]:
-    """Root mean square error per real component of the full-mask denoiser on the stored images, by noise level."""
-    table = []
-    for number, sigma in enumerate(noise_schedule(12, 2.0, 0.005)):
-        total, count = 0.0, 0
-        for part in range(4):
-            generator = stream(config.seed, "denoiser error", number, part)
-            image = data.batch(config.batch, config.strip, generator, augment=False).image.to(denoiser.device)
-            noisy = image + sigma * complex_normal(image.shape, generator, image.device)
-            error = denoiser(noisy, sigma) - image
-            total += float(error.abs().square().sum())
-            count += 2 * error.numel()
-        table.append((sigma, (total / count) ** 0.5))
-    return table
-
-
-def panel(folder: Path, denoiser: Denoiser, data: PreparedSlices) -> None:
-    """Write a picture of one validation slice: stored reconstruction and the network's."""
-    from matplotlib.image import imsave
-
-    record = data.records[len(data) // 2]
-    stored = torch.from_numpy(data.array(record, "image").copy()).abs()
-    image = torch.cat((stored, reconstruct_record(denoiser, data, record).abs()), dim=1)
-    imsave(folder / "panel.png", image.numpy(), cmap="gray", vmin=0, vmax=float(stored.max()))
-
-
 def log(folder: Path, entry: dict[str, Any]) -> None:
     """Append a line to metrics.jsonl."""
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(json.dumps(entry) + "\n")
-
-
-def save(folder: Path, state: State) -> None:
-    """Write weights, averaged weights, optimiser moments and counters, atomically."""
-    from safetensors.torch import save as serialise
-
-    tensors = {f"weights.{k}": v for k, v in state.denoiser.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
-    moments = state.optimiser.state_dict()["state"]
-    tensors |= {f"optimiser.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
-    counters = {k: getattr(state, k) for k in ("step", "refreshed", "skipped", "seconds")}
-    content = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_atomically(folder / "state.safetensors", serialise(content, {"counters": json.dumps(counters)}))
-
-
-def restore(folder: Path, state: State) -> None:
-    """Load the state that `save` wrote, if there is one."""
-    from safetensors import safe_open
-
-    path = folder / "state.safetensors"
-    if not path.exists():
-        return
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        counters = json.loads(file.metadata()["counters"])
-    for model, prefix in ((state.denoiser, "weights."), (state.average, "average.")):
-        model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    moments: dict[int, dict[str, Tensor]] = {}
-    parameters = list(state.denoiser.parameters())
-    for key, value in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".")
-            if (
-                name != "step"
-            ):  # the fused optimiser goes through memory in order: moments need the strides of their weights
-                value = torch.empty_like(parameters[int(index)]).copy_(value)
-            moments.setdefault(int(index), {})[name] = value
-    if moments:
-        state.optimiser.load_state_dict(
-            {"state": moments, "param_groups": state.optimiser.state_dict()["param_groups"]}
-        )
-    for name, value in counters.items():
-        setattr(state, name, value)
 
 
 def make_card(config: TrainConfig, state: State, data: PreparedSlices, notes: dict[str, Any]) -> dict[str, Any]:

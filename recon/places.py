@@ -6,8 +6,8 @@ from os.path import commonpath
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from mri_ambient.dataset import find_sources, is_volume
 from mri_ambient.errors import InputError
+from mri_ambient.preparation import find_sources, is_volume
 from mri_ambient.recon.evaluation import SUFFIX
 
 

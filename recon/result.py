@@ -1,15 +1,16 @@
 r"""What a reconstruction is, and its HDF5 file.
 
-From posterior samples :math:`x_1, \dots, x_K` of a complex image given the measurement, the estimate is their mean
-:math:`\bar x` (the minimiser of the expected squared error) and its error bar the standard deviation of
-:math:`|x_k|`, pixel by pixel, both in the units of the input k-space. The magnitude that is exported is
-:math:`|\bar x|`, not the mean of :math:`|x_k|`, which noise biases upwards.
+From posterior samples :math:`x_1, \dots, x_K` of a complex image given the measurement, the estimate :math:`\bar x` is
+close to their mean, the minimiser of the expected squared error (`recon.posterior.refine` takes out most of the spread
+that the mean of a few samples keeps). Its error bar is the standard deviation of :math:`|x_k|`, pixel by pixel. Both are
+in the units of the input k-space. The magnitude that is exported is :math:`|\bar x|`, not the mean of :math:`|x_k|`,
+which noise biases upwards.
 
 ==========================  ========================  =========  ==================================================
 dataset                     shape                     type
 ==========================  ========================  =========  ==================================================
-``reconstruction``          (slice, y, x)             float32    magnitude of the posterior mean
-``reconstruction_complex``  (slice, y, x)             complex64  posterior mean
+``reconstruction``          (slice, y, x)             float32    magnitude of the estimate
+``reconstruction_complex``  (slice, y, x)             complex64  the estimate
 ``std``                     (slice, y, x)             float32    only where the method gives an error bar
 ``samples``                 (slice, sample, y, x)     complex64  optional
 ``sensitivity_maps``        (slice, coil, y, x)       complex64  optional; of the full field of view
@@ -109,7 +110,7 @@ class Reconstruction:
 
     @property
     def magnitude(self) -> Tensor:
-        """Magnitude of the posterior mean, (slice, y, x), float32."""
+        """Magnitude of the estimate, (slice, y, x), float32."""
         return self.mean.abs()
 
     def save(self, path: str | Path) -> Path:

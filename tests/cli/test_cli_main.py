@@ -165,7 +165,7 @@ def defaults(command: str) -> dict:
 
 def test_defaults_are_those_of_the_library():
     from mri_ambient.config import TrainConfig
-    from mri_ambient.dataset import Simulation
+    from mri_ambient.preparation import Simulation
     from mri_ambient.recon.pipeline import Settings
 
     config = TrainConfig()

@@ -81,3 +81,12 @@ def test_maps_reach_the_anatomy_at_few_centre_lines():
         scan = phantom(MaskPattern("random", accel), slices=1)
         support = prepare_slice(scan, 0, calibrate(scan)).operator.sensitivity_maps.abs().amax(0) > 0
         assert float((support & inside).sum() / inside.sum()) > 0.95
+
+
+def test_a_silent_coil_is_named_when_the_noise_must_be_estimated():
+    scan = phantom()
+    kspace = scan.kspace.clone()
+    kspace[:, 2] = 0
+    with pytest.raises(InputError, match=r"cannot be estimated .*--noise"):
+        calibrate(Scan.from_arrays(kspace))
+    assert calibrate(Scan.from_arrays(kspace, noise_std=NOISE)).noise_std == NOISE

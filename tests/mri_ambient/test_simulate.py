@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from mri_ambient.coil_array import CoilArray, coil_maps
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern, center_crop, fft2c, ifft2c
 from mri_ambient.simulate import (
-    CoilArray,
-    coil_maps,
     resample_inplane,
     simulate_scan,
     simulate_slice,
@@ -95,7 +94,7 @@ def test_maps_are_functions_of_space_with_their_origin_at_pixel_half_n():
 def test_interpolated_fields_are_those_computed_pixel_by_pixel(monkeypatch):
     array = CoilArray.random(8, stream(2))
     quick = array.maps((121, 96), z=0.05)
-    monkeypatch.setattr("mri_ambient.simulate._NODES", 1000)
+    monkeypatch.setattr("mri_ambient.coil_array._NODES", 1000)
     error = (quick - array.maps((121, 96), z=0.05)).abs()
     assert error[:, 15:-15, 15:-15].max() < 1e-3
     assert error.max() < 0.05
@@ -103,7 +102,7 @@ def test_interpolated_fields_are_those_computed_pixel_by_pixel(monkeypatch):
 
 def test_field_on_the_axis_of_a_loop_follows_biot_and_savart():
     """A loop of radius b facing x: B_x(d) ~ b^2 / (b^2 + d^2)^{3/2} and no B_y on its axis."""
-    from mri_ambient.simulate import _WIRE, _loops
+    from mri_ambient.coil_array import _WIRE, _loops
 
     b = 0.2
     wire, current = _loops(torch.tensor([[-0.6, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([b]))
@@ -117,7 +116,7 @@ def test_field_on_the_axis_of_a_loop_follows_biot_and_savart():
 
 def test_field_of_a_small_loop_is_that_of_a_dipole():
     """Off the axis: B = (3 r (m.r) - m r^2) / r^5 for the moment m, here along y, in the plane z = 0.2."""
-    from mri_ambient.simulate import _loops
+    from mri_ambient.coil_array import _loops
 
     b, z = 0.01, 0.2
     wire, current = _loops(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([b]))

@@ -9,11 +9,12 @@ import torch
 
 from mri_ambient import training
 from mri_ambient.config import TrainConfig
-from mri_ambient.dataset import PreparedSlices, find_sources
+from mri_ambient.dataset import PreparedSlices
 from mri_ambient.denoiser import PRESETS, DenoiserConfig
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern, Sense
 from mri_ambient.phantoms import phantom_volume
+from mri_ambient.preparation import find_sources
 from mri_ambient.prior import load_prior
 from mri_ambient.scan import Scan, write_scan
 from mri_ambient.simulate import simulate_scan
@@ -172,6 +173,7 @@ def test_unusable_settings(scans, tmp_path, change):
 def test_unusable_data_and_folders(scans, tmp_path):
     with pytest.raises(InputError, match="Nothing found"):
         train([tmp_path / "absent"], out=tmp_path / "run", **SETTINGS)
+    assert not (tmp_path / "run").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="No k-space"):
         find_sources([tmp_path / "empty"])

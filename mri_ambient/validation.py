@@ -1,0 +1,67 @@
+"""What is measured during training without fully sampled data: error on held-out lines, and pictures.
+
+Lines are held out from the measured k-space of patients that training never sees; the weighted error on them is an
+unbiased estimate of the image error (plus the noise). The same strips, lines and noise are used every time.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mri_ambient.config import TrainConfig
+from mri_ambient.dataset import PreparedSlices, Record
+from mri_ambient.denoiser import Denoiser, noise_schedule
+from mri_ambient.objectives.ambient import further_undersample, heldout_loss
+from mri_ambient.objectives.base import complex_normal
+from mri_ambient.streams import stream
+
+VALIDATION_SLICES = 32
+
+
+@torch.no_grad()
+def reconstruct_record(denoiser: Denoiser, data: PreparedSlices, record: Record) -> Tensor:
+    """One-step reconstruction (y, x) of a whole prepared slice."""
+    kspace, operator = data.slice(record)
+    operator = operator.to(denoiser.device)
+    z = operator.adjoint(kspace)
+    return denoiser(z[None], record.noise_std, operator)[0].cpu()
+
+
+@torch.no_grad()
+def validate(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig) -> float:
+    """Mean weighted error on held-out lines, the same strips, lines and noise every time."""
+    errors = []
+    for number in range(-(-VALIDATION_SLICES // config.batch)):
+        generator = stream(config.seed, "validate", number)
+        batch = data.batch(config.batch, config.strip, generator, augment=False).to(denoiser.device)
+        split = further_undersample(batch, torch.full((len(batch),), 0.6), generator)
+        errors.append(float(heldout_loss(denoiser, batch, split, batch.noise_std * 1.05, generator)))
+    return sum(errors) / len(errors)
+
+
+@torch.no_grad()
+def denoiser_error(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig) -> list[tuple[float, float]]:
+    """Root mean square error per real component of the full-mask denoiser on the stored images, by noise level."""
+    table = []
+    for number, sigma in enumerate(noise_schedule(12, 2.0, 0.005)):
+        total, count = 0.0, 0
+        for part in range(4):
+            generator = stream(config.seed, "denoiser error", number, part)
+            image = data.batch(config.batch, config.strip, generator, augment=False).image.to(denoiser.device)
+            noisy = image + sigma * complex_normal(image.shape, generator, image.device)
+            error = denoiser(noisy, sigma) - image
+            total += float(error.abs().square().sum())
+            count += 2 * error.numel()
+        table.append((sigma, (total / count) ** 0.5))
+    return table
+
+
+def panel(folder: Path, denoiser: Denoiser, data: PreparedSlices) -> None:
+    """Write a picture of one validation slice: stored reconstruction and the network's."""
+    from matplotlib.image import imsave
+
+    record = data.records[len(data) // 2]
+    stored = torch.from_numpy(data.array(record, "image").copy()).abs()
+    image = torch.cat((stored, reconstruct_record(denoiser, data, record).abs()), dim=1)
+    imsave(folder / "panel.png", image.numpy(), cmap="gray", vmin=0, vmax=float(stored.max()))
