@@ -62,7 +62,7 @@ def test_cg_sense_is_the_tikhonov_solution(weight):
 def test_cg_sense_default_weight_is_the_documented_one():
     kspace, operator = problem()
     magnitude = np.sort(zero_filled(kspace, operator).abs().flatten().numpy())
-    weight = (0.05 / (0.12 * magnitude[round(0.99 * magnitude.size) - 1])) ** 2
+    weight = (0.05 / (0.25 * magnitude[round(0.99 * magnitude.size) - 1])) ** 2
     torch.testing.assert_close(
         cg_sense(kspace, operator, 0.05), cg_sense(kspace, operator, regularisation=weight), rtol=1e-4, atol=1e-5
     )
