@@ -4,8 +4,8 @@
 
 Scans are simulated from the magnitude volumes of patient 04 (FLAIR, T1, T2; 8 coils with a random array, random smooth
 phase, noise 0.02 of the 99th percentile). Each method gets the same k-space and sensitivity maps estimated from that
-scan's own centre. The weight of L1-wavelet is tuned per acceleration on patient 01, random masks. Figures are
-volume-wise and averaged over the three volumes of this one patient: they say little about other patients.
+scan's own centre. The weights of CG-SENSE and L1-wavelet are tuned per acceleration on patient 01, random masks.
+Figures are volume-wise and averaged over the three volumes of this one patient: they say little about other patients.
 """
 
 import argparse
@@ -29,7 +29,10 @@ from mri_ambient.training import choose_device
 from mri_ambient.volumes import load_volume
 
 CONTRASTS = ("FLAIR", "T1W", "T2W")
-WEIGHTS = (0.025, 0.05, 0.1, 0.2, 0.4)  # of L1-wavelet, in noise standard deviations
+WEIGHTS = {  # candidates
+    "l1-wavelet": (0.05, 0.1, 0.2, 0.4, 0.8),  # in noise standard deviations
+    "sense": (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02),  # of the largest eigenvalue
+}
 
 
 def scans(data, patient, pattern, matrix, slices, seed):
@@ -58,19 +61,19 @@ def reconstruct(scan, method, prior, weight=None, samples=8, steps=25):
             if method == "zero-filled":
                 image = zero_filled(item.kspace, item.operator)
             elif method == "sense":
-                image = cg_sense(item.kspace, item.operator, item.noise_std)
+                image = cg_sense(item.kspace, item.operator, regularisation=weight)
             else:
                 image = l1_wavelet(item.kspace, item.operator, regularisation=weight * item.noise_std)
             images.append(image.abs() * calibration.scale)
     return torch.stack(images).numpy(), (time.perf_counter() - began) / scan.shape[0]
 
 
-def tune(data, accel, matrix, seed):
-    """Weight of L1-wavelet with the best mean PSNR on patient 01, random masks."""
+def tune(method, data, accel, matrix, seed):
+    """Weight with the best mean PSNR on patient 01, random masks."""
     training = list(scans(data, "patient01", MaskPattern("random", accel), matrix, 2, seed))
     quality = {
-        w: np.mean([psnr(s.target.numpy(), reconstruct(s, "l1-wavelet", None, w)[0]) for s in training])
-        for w in WEIGHTS
+        w: np.mean([psnr(s.target.numpy(), reconstruct(s, method, None, w)[0]) for s in training])
+        for w in WEIGHTS[method]
     }
     return max(quality, key=quality.get)
 
@@ -92,15 +95,15 @@ def main():
     prior = open_prior(load_prior(args.prior), *choose_device("cpu", "auto"))
     rows = []
     for accel in args.accel:
-        weight = tune(args.data, accel, args.matrix, args.seed)
+        weights = {m: tune(m, args.data, accel, args.matrix, args.seed) for m in WEIGHTS}
         for family in ("random", "equispaced"):
             for scan in scans(args.data, "patient04", MaskPattern(family, accel), args.matrix, args.slices, args.seed):
                 truth = scan.target.numpy()
                 for method in ("zero-filled", "sense", "l1-wavelet", "mmse", "posterior"):
-                    image, seconds = reconstruct(scan, method, prior, weight, args.samples, args.steps)
+                    image, seconds = reconstruct(scan, method, prior, weights.get(method), args.samples, args.steps)
                     row = {"accel": accel, "mask": family, "volume": scan.name, "method": method, "seconds": seconds}
                     row |= {"psnr": psnr(truth, image), "ssim": ssim(truth, image), "nmse": nmse(truth, image)}
-                    row |= {"weight": weight} if method == "l1-wavelet" else {}
+                    row |= {"weight": weights[method]} if method in weights else {}
                     rows.append(row)
             print(accel, family, summary(rows, accel, family), flush=True)
     machine = {
