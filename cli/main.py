@@ -48,8 +48,8 @@ def _start(
 
 def run() -> None:
     """Entry point of the installed program."""
-    # Threads that wait for each other sleep instead of spinning. On a machine that runs other jobs too, spinning made
-    # the same reconstruction more than ten times slower. It must be set before torch is loaded.
+    # Threads that wait for each other sleep instead of spinning. On a machine that runs other jobs too, spinning makes
+    # everything many times slower. It must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop_on_termination()
     app()

@@ -3,7 +3,7 @@
 Networks and FFTs on the CPU allocate and free arrays of tens of megabytes at every layer. By default glibc takes such
 blocks from the kernel and gives them back each time, and the kernel must zero every page again. A U-Net's training
 step at 8 x 64 x 160 took 1.2 times longer that way on a quiet machine of two cores (`benchmarks/allocator.py`), and
-about ten times longer while other processes allocated too.
+much longer on a busy one.
 """
 
 import ctypes

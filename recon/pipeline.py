@@ -210,11 +210,11 @@ class Reconstructor:
         """Provenance of the result."""
         from mri_ambient import __version__
 
-        known = self.settings.method in LEARNED and self.prior is not None
+        prior = self.prior if self.settings.method in LEARNED else None
         return {
             "method": self.settings.method,
-            "prior": self.prior.name if known and self.prior else "none",
-            "prior_hash": self.prior.hash if known and self.prior else "none",
+            "prior": prior.name if prior else "none",
+            "prior_hash": prior.hash if prior else "none",
             "samples_drawn": self.settings.samples if self.settings.method == "posterior" else 0,
             "steps": self.settings.steps if self.settings.method == "posterior" else 0,
             "network_evaluations": evaluations,
