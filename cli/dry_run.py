@@ -12,7 +12,6 @@ from mri_ambient import training
 from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import PreparedSlices
 from mri_ambient.denoiser import count_parameters
-from mri_ambient.operators import MaskPattern
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.preparation import Simulation, find_sources, is_volume, prepare
 from mri_ambient.recon.meter import counted, duration
@@ -69,7 +68,7 @@ def _seconds_per_step(config: TrainConfig, state: training.State) -> float:
         for number in range(1 + _TIMED):
             if number == 1:
                 began = time.monotonic()
-            batch = prepared.batch(config.batch, config.strip, stream(config.seed, "dry run", number))
+            batch = training.examples(prepared, config, stream(config.seed, "dry run", number))
             training.train_step(config, state, objective, batch.to(state.denoiser.device))
             if state.denoiser.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -80,8 +79,9 @@ def _phantom(config: TrainConfig, folder: Path) -> PreparedSlices:
     return prepare(
         [phantom_volume(1, (_MATRIX, _MATRIX), config.seed)],
         folder,
-        pattern=MaskPattern(config.mask, config.accel),
+        mask=config.mask,
+        accel=config.accel,
         simulation=Simulation(config.coils, matrices=config.matrices[:1]),
         seed=config.seed,
-        reconstruct=None if config.method == "supervised" else lambda item: item.operator.adjoint(item.kspace),
+        reconstruct=None if training.needs_references(config) else lambda item: item.operator.adjoint(item.kspace),
     )

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from .audit import audit
 from .common import BAD_INPUT, Commands, stop_on_termination
 from .demo import demo
 from .evaluate import evaluate
 from .inspect import inspect
 from .priors import priors
 from .recon import recon
+from .sample import sample
 from .simulate import simulate
 from .train import train
 
@@ -22,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (demo, train, recon, simulate, inspect, evaluate, priors):
+for _command in (demo, train, recon, simulate, inspect, evaluate, priors, sample, audit):
     app.command(_command.__name__)(_command)
 
 

@@ -8,7 +8,7 @@ from mri_ambient.errors import InputError
 
 # Names are repeated here, because asking the library for them would make --help load torch; a test compares.
 MASKS = ("random", "bernoulli", "equispaced", "gaussian", "poisson")
-TRAINING_METHODS = ("ambient", "supervised")
+TRAINING_METHODS = ("ambient", "supervised", "gsure", "tweedie", "bootstrap", "ssdu")
 RECON_METHODS = ("posterior", "mmse", "zero-filled", "sense", "l1-wavelet", "tv")
 PRESETS = ("tiny", "small", "base")
 FORMATS = ("h5", "nifti", "dicom", "png")
@@ -17,9 +17,7 @@ DEFAULT_MASK = "random"
 ACCEL = Annotated[
     float | None, typer.Option(help="Undersample fully sampled data this many times.", show_default="as acquired")
 ]
-MASK = Annotated[
-    str | None, typer.Option(help=f"Pattern of --accel: {', '.join(MASKS)}.", show_default=DEFAULT_MASK)
-]
+MASK = Annotated[str | None, typer.Option(help=f"Pattern of --accel: {', '.join(MASKS)}.", show_default=DEFAULT_MASK)]
 SEED = Annotated[int, typer.Option(help="Decides everything random.")]
 DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 PRECISION = Annotated[str, typer.Option(help="Of the network: auto, bf16, fp32.")]

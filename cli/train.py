@@ -18,15 +18,32 @@ def train(
             show_default=False,
         ),
     ] = None,
-    accel: Annotated[float, typer.Option(help="Undersample what is fully sampled this many times.")] = 4,
+    accel: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Undersample what is fully sampled this many times; repeated: scans take them in turn.",
+            show_default="4",
+        ),
+    ] = None,
     mask: Annotated[str, typer.Option(help=f"Pattern of that: {', '.join(MASKS)}.")] = "random",
     method: Annotated[str, typer.Option(help=f"{', '.join(TRAINING_METHODS)}.")] = "ambient",
+    variant: Annotated[
+        str,
+        typer.Option(
+            help="ambient, ssdu: weighted, published; bootstrap: undersampled, clean.",
+            show_default="the first of these",
+        ),
+    ] = "",
+    view: Annotated[
+        str, typer.Option(help="bootstrap: train the prior of a view: centre:LINES, whole.", show_default="none")
+    ] = "",
+    views: Annotated[
+        list[str] | None, typer.Option(help="bootstrap: priors of views to compose; may be repeated.")
+    ] = None,
     preset: Annotated[str, typer.Option(help=f"Size of the network: {', '.join(PRESETS)}.")] = "small",
     images: Annotated[int, typer.Option(help="Training length, in examples.")] = 60_000,
     init: Annotated[str | None, typer.Option(help="Prior to start from.", show_default="none")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run.", show_default="runs/<method>-r<accel>")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/<method>-r<accel>")] = None,
     validation: Annotated[
         list[str] | None,
         typer.Option(help="Scans for the held-out error; may be repeated.", show_default="one patient in ten of DATA"),
@@ -50,11 +67,13 @@ def train(
     quiet: QUIET = False,
 ) -> None:
     """Learn a prior from undersampled scans. The same command continues a run that was stopped."""
+    accelerations = tuple(accel or (4.0,))
     settings: dict[str, Any] = {
-        "accel": accel, "mask": mask, "method": method, "preset": preset, "images": images, "init": init,
+        "accel": accelerations, "mask": mask, "method": method, "variant": variant,
+        "view": view, "views": tuple(views or ()), "preset": preset, "images": images, "init": init,
         "noise": noise, "coils": coils, "matrices": tuple(matrix or ()), "seed": seed,
     }  # fmt: skip
-    folder = out or Path("runs") / f"{method}-r{accel:g}"
+    folder = out or Path("runs") / f"{method}-r{'-'.join(f'{a:g}' for a in accelerations)}"
     if dry_run:
         from .dry_run import dry_run as show
 

@@ -7,7 +7,15 @@ from typing import Any
 from mri_ambient.denoiser import PRESETS
 from mri_ambient.errors import InputError
 
-METHODS = ("ambient", "supervised")
+VARIANTS = {  # of each method, the default first
+    "ambient": ("weighted", "published"),
+    "supervised": ("",),
+    "gsure": ("",),
+    "tweedie": ("",),
+    "bootstrap": ("undersampled", "clean"),
+    "ssdu": ("weighted", "published"),
+}
+METHODS = tuple(VARIANTS)
 MASKS = ("random", "bernoulli", "equispaced", "gaussian", "poisson")
 
 
@@ -18,17 +26,25 @@ class TrainConfig:
     Attributes
     ----------
     method : str
-        "ambient" learns from undersampled scans, "supervised" from fully sampled ones.
-    accel, mask
-        Retrospective undersampling of fully sampled data: acceleration and family.
+        "supervised" learns from fully sampled scans, all others from undersampled ones (`mri_ambient.objectives`).
+    variant : str
+        Of the method, see `VARIANTS`; "" is the default.
+    view : str
+        Bootstrap: train the prior of this view ("centre:24", "whole") instead of composing.
+    views : tuple of str
+        Bootstrap: priors of views, to be composed.
+    accel : tuple of float
+        Retrospective undersampling of fully sampled data: accelerations that the scans take in turn (or one number).
+    mask : str
+        Family of its masks.
     preset : str
         Size of the network: tiny, small, base.
     images : int
-        Training length in examples (strips of slices).
+        Training length in examples (patches).
     batch : int
-        Examples a step.
-    strip : int
-        Rows of an example.
+        Patches a step; half as many strips of slices with their k-space come with them.
+    patch, strip : int
+        Side of a patch, rows of a strip.
     learning_rate : float
         Peak of the schedule (warm-up, then cosine to zero).
     ema : float
@@ -46,15 +62,19 @@ class TrainConfig:
     """
 
     method: str = "ambient"
-    accel: float = 4.0
+    variant: str = ""
+    view: str = ""
+    views: tuple[str, ...] = ()
+    accel: tuple[float, ...] = (4.0,)
     mask: str = "random"
     preset: str = "small"
     images: int = 60_000
-    batch: int = 8
+    batch: int = 6
+    patch: int = 80
     strip: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     ema: float = 0.999
-    refreshes: tuple[float, ...] = (0.35, 0.65)
+    refreshes: tuple[float, ...] = (0.5,)
     coils: int = 8
     matrices: tuple[int, ...] = ()
     noise: float | None = None
@@ -63,11 +83,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
+        _one_of(f"variant of {self.method}", self.form, VARIANTS[self.method])
+        if (self.method == "bootstrap") != bool(self.view or self.views) or (self.view and self.views):
+            raise InputError(
+                "The method bootstrap, and no other, needs either a view to train a prior for or the views to compose."
+            )
+        if self.init is not None and self.method in ("bootstrap", "ssdu"):
+            raise InputError(f"The method {self.method} does not start from another prior.")
         _one_of("mask", self.mask, MASKS)
         _one_of("preset", self.preset, tuple(PRESETS))
-        _within("accel", self.accel, 1, 64)
+        object.__setattr__(self, "accel", _numbers(self.accel))
+        for accel in self.accel:
+            _within("accel", accel, 1, 64)
         _within("images", self.images, 1, 10**9)
         _within("batch", self.batch, 1, 4096)
+        _within("patch", self.patch, 16, 4096)
         _within("strip", self.strip, 8, 4096)
         _within("learning rate", self.learning_rate, 1e-7, 1)
         _within("EMA decay", self.ema, 0, 0.999999)
@@ -76,6 +106,11 @@ class TrainConfig:
             _within("matrix", matrix, 16, 2048)
         if self.noise is not None:
             _within("noise", self.noise, 0, 1e12)
+
+    @property
+    def form(self) -> str:
+        """The variant, or the default one of the method."""
+        return self.variant or VARIANTS[self.method][0]
 
     @property
     def steps(self) -> int:
@@ -99,9 +134,17 @@ class TrainConfig:
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise InputError(f"Unknown setting {', '.join(sorted(unknown))} in the configuration.")
-        for name in ("refreshes", "matrices"):
+        for name in ("refreshes", "matrices", "views"):
             values[name] = tuple(values.get(name, getattr(cls, name)))
         return cls(**values)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """One number or several as a tuple."""
+    numbers = tuple(float(v) for v in (value if isinstance(value, list | tuple) else (value,)))
+    if not numbers:
+        raise InputError("Name at least one acceleration.")
+    return numbers
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

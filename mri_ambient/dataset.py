@@ -39,6 +39,8 @@ class Record:
         Lines (or side of the square) of the fully sampled centre.
     retrospective : bool
         Whether the mask was drawn here, from a known pattern, rather than by the scanner.
+    acceleration : float
+        Of that pattern; 0 if the scanner drew the mask.
     padding : tuple of int
         Zero-padded columns (left, right), which cannot be acquired.
     """
@@ -50,6 +52,7 @@ class Record:
     line_mask: bool
     acs: int
     retrospective: bool
+    acceleration: float
     padding: tuple[int, int] = (0, 0)
 
     @classmethod
@@ -81,16 +84,16 @@ class PreparedSlices:
     ----------
     folder : Path
     records : list of Record
-    pattern : MaskPattern, optional
-        The pattern that retrospective masks were drawn from. For all others, acquisition probabilities are the
-        frequencies in the data.
+    mask : str
+        Kind of `MaskPattern` that retrospective masks were drawn from. For all others, acquisition probabilities are
+        the frequencies in the data.
     """
 
-    def __init__(self, folder: Path, records: list[Record], pattern: MaskPattern | None = None) -> None:
+    def __init__(self, folder: Path, records: list[Record], mask: str = "random") -> None:
         self.folder = folder
         self.records = records
-        self.pattern = pattern
-        self._probability: dict[tuple[int, ...], Tensor] = {}
+        self.mask = mask
+        self._probability: dict[tuple[float, ...], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -99,7 +102,7 @@ class PreparedSlices:
         """Slices of all other patients, and of these."""
         inside = [r for r in self.records if r.patient in patients]
         outside = [r for r in self.records if r.patient not in patients]
-        return PreparedSlices(self.folder, outside, self.pattern), PreparedSlices(self.folder, inside, self.pattern)
+        return PreparedSlices(self.folder, outside, self.mask), PreparedSlices(self.folder, inside, self.mask)
 
     def array(self, record: Record, kind: str) -> np.ndarray:
         """One array of a slice (kspace, maps, mask, image), mapped from disk."""
@@ -135,6 +138,23 @@ class PreparedSlices:
         items = [self._strip(group[i], strip, generator, augment) for i in chosen]
         return Batch(*(torch.stack(column) for column in zip(*items, strict=True)))
 
+    def patches(self, count: int, size: int, generator: torch.Generator) -> Tensor:
+        """Random square crops (count, y, x) of the images: flipped, transposed, with a global phase and intensity.
+
+        The side is `size`, or that of the smallest image.
+        """
+        size = min(size, *(n for record in self.records for n in record.shape[1:]))
+        return torch.stack([self._patch(size, generator) for _ in range(count)])
+
+    def _patch(self, size: int, generator: torch.Generator) -> Tensor:
+        record = self.records[int(torch.randint(len(self), (), generator=generator))]
+        top, left = (int(torch.randint(n - size + 1, (), generator=generator)) for n in record.shape[1:])
+        image = torch.from_numpy(np.array(self.array(record, "image")[top : top + size, left : left + size]))
+        draw = torch.rand(5, generator=generator).tolist()
+        for turn, u in zip((lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.mT), draw[:3], strict=True):
+            image = turn(image) if u < 0.5 else image
+        return image * _random_factor(*draw[3:])
+
     def _strip(self, record: Record, strip: int, generator: torch.Generator, augment: bool) -> tuple[Tensor, ...]:
         ny = record.shape[1]
         rows = min(strip, ny) if record.line_mask else ny
@@ -159,9 +179,8 @@ class PreparedSlices:
                 kspace, maps, image = (reverse(a, -2) for a in (kspace, maps, image))
                 if not record.line_mask:
                     mask, probability = reverse(mask, -2), reverse(probability, -2)
-            factor = math.exp((draw[2] - 0.5) * 0.7)
-            phase = torch.polar(torch.tensor(factor), torch.tensor(2 * math.pi * draw[3]))
-            kspace, image, noise_std = kspace * phase, image * phase, noise_std * factor
+            factor = _random_factor(*draw[2:])
+            kspace, image, noise_std = kspace * factor, image * factor, noise_std * factor.abs()
         if record.line_mask:
             kspace = fft1c(kspace, dim=-2)
         return kspace, maps, mask, probability, torch.tensor(record.acs), noise_std, image
@@ -172,15 +191,16 @@ class PreparedSlices:
         A fixed number of uniformly random lines has -1 instead, which asks for the exact conditional probabilities.
         """
         shape = record.shape[1:]
-        key = (record.retrospective, record.line_mask, *record.padding, *shape)
+        key = (record.retrospective, record.acceleration, record.line_mask, *record.padding, *shape)
         if key not in self._probability:
-            if not record.retrospective or self.pattern is None:
+            if not record.retrospective:
                 masks = [self.array(r, "mask") for r in self.records if self._comparable(r, record)]
                 self._probability[key] = torch.from_numpy(np.mean(masks, axis=0, dtype=np.float32))
-            elif self.pattern.kind == "random":
+            elif self.mask == "random":
                 self._probability[key] = torch.full((1, shape[1]), -1.0)
             else:
-                self._probability[key] = self.pattern.probability(shape).reshape(-1, shape[1])
+                pattern = MaskPattern(self.mask, record.acceleration)
+                self._probability[key] = pattern.probability(shape).reshape(-1, shape[1])
             left, right = record.padding
             self._probability[key][:, :left] = 0
             self._probability[key][:, shape[1] - right :] = 0
@@ -203,6 +223,11 @@ class PreparedSlices:
                 "All scans acquired the same lines, so that the others are never seen: ambient training needs scans "
                 "with different masks (for example shifted offsets)."
             )
+
+
+def _random_factor(u: float, v: float) -> Tensor:
+    """Intensity between about 0.7 and 1.4 and any phase, from two uniform numbers."""
+    return torch.polar(torch.tensor(math.exp((u - 0.5) * 0.7)), torch.tensor(2 * math.pi * v))
 
 
 def reverse(x: Tensor, dim: int) -> Tensor:

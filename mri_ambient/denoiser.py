@@ -52,6 +52,9 @@ class DenoiserConfig:
         Residual blocks per level on the way down, and again on the way up.
     embedding : int
         Width of the conditioning vector.
+    patch : int
+        Side of the pixel blocks that the network folds into channels (1: none). At 2 the first level works at half the
+        resolution, where the same time buys a wider network.
     sigma_data : float
         Root mean square of real and imaginary parts of the scaled training images.
     """
@@ -59,6 +62,7 @@ class DenoiserConfig:
     channels: tuple[int, ...] = (32, 64, 128, 192)
     blocks: int = 1
     embedding: int = 128
+    patch: int = 1
     sigma_data: float = 0.25
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,8 +77,8 @@ class DenoiserConfig:
 
 PRESETS: dict[str, DenoiserConfig] = {
     "tiny": DenoiserConfig(channels=(16, 32, 64), blocks=1, embedding=64),
-    "small": DenoiserConfig(channels=(32, 64, 128, 192), blocks=1),
-    "base": DenoiserConfig(channels=(64, 128, 256, 384), blocks=2, embedding=256),
+    "small": DenoiserConfig(channels=(64, 128, 192), blocks=1, patch=2),
+    "base": DenoiserConfig(channels=(128, 256, 384), blocks=2, embedding=256, patch=2),
 }
 
 
@@ -118,7 +122,8 @@ class UNet(nn.Module):
     def __init__(self, inputs: int, outputs: int, config: DenoiserConfig) -> None:
         super().__init__()
         widths, e = config.channels, config.embedding
-        self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
+        self.patch = config.patch
+        self.stem = nn.Conv2d(inputs * config.patch**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         self.shrink = nn.ModuleList()
@@ -131,14 +136,14 @@ class UNet(nn.Module):
                 ups = [Block(2 * width if j == 0 else width, width, e) for j in range(config.blocks)]
                 self.up.append(nn.ModuleList(ups))
         self.middle = Block(widths[-1], widths[-1], e)
-        self.head = nn.Conv2d(widths[0], outputs, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], outputs * config.patch**2, 3, padding=1)
         zero(self.head)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        stride = 2 ** len(self.shrink)
+        stride = self.patch * 2 ** len(self.shrink)
         x = nn.functional.pad(x, (0, -width % stride, 0, -height % stride))
-        x = self.stem(x)
+        x = self.stem(nn.functional.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
         skips = []
         for i, blocks in enumerate(self.down):
             x = apply(blocks, x, condition)
@@ -149,7 +154,8 @@ class UNet(nn.Module):
         for i in reversed(range(len(self.grow))):
             x = torch.cat((self.grow[i](x), skips[i]), dim=1)
             x = apply(self.up[i], x, condition)
-        return self.head(nn.functional.silu(x))[..., :height, :width]
+        x = nn.functional.pixel_shuffle(self.head(nn.functional.silu(x)), self.patch)
+        return x[..., :height, :width]
 
 
 class Denoiser(nn.Module):
@@ -221,6 +227,7 @@ class Denoiser(nn.Module):
             return self.network(inputs, condition).float()
 
 
+CONVERGED = 1e-5  # without noise the system is singular: going on after convergence would amplify rounding errors
 MISSING_VARIANCE = 0.1  # share of the image variance that undersampling can hide: the acquired centre holds the rest
 
 
@@ -241,7 +248,7 @@ def soft_data_consistency(
     ratio = (sigma / tau) ** 2
     rhs = z + ratio[:, None, None] * estimate
     return conjugate_gradient(
-        operator.normal, rhs, regularisation=ratio, initial=estimate, iterations=iterations, tolerance=0
+        operator.normal, rhs, regularisation=ratio, initial=estimate, iterations=iterations, tolerance=CONVERGED
     ).solution
 
 
@@ -292,6 +299,13 @@ def _channels(image: Tensor) -> Tensor:
 def _image(channels: Tensor) -> Tensor:
     channels = channels.permute(0, 2, 3, 1).contiguous()
     return torch.view_as_complex(channels)
+
+
+def set_precision(network: nn.Module, precision: torch.dtype) -> None:
+    """Let a network, and those it is composed of, run under autocast to this type (float32: no autocast)."""
+    for module in network.modules():
+        if hasattr(module, "precision"):
+            setattr(module, "precision", precision)  # noqa: B010 (modules type their attributes as tensors)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -90,7 +90,8 @@ def prepare(
     sources: Sequence[Path | Volume],
     folder: Path,
     *,
-    pattern: MaskPattern | None,
+    mask: str,
+    accel: Sequence[float],
     simulation: Simulation,
     seed: int,
     reconstruct: Callable[[PreparedSlice], Tensor] | None = None,
@@ -104,8 +105,9 @@ def prepare(
     sources : sequence of Path or Volume
     folder : Path
         Where the arrays go.
-    pattern : MaskPattern, optional
-        Retrospective undersampling of what is fully sampled, a new mask for every slice. None keeps scans as they are.
+    mask, accel
+        Retrospective undersampling of what is fully sampled, a new mask for every slice: kind of `MaskPattern`, and
+        accelerations that the sources take in turn.
     simulation : Simulation
         For volumes.
     seed : int
@@ -131,13 +133,14 @@ def prepare(
             records += [Record.from_json(values) for values in json.loads(done.read_text())]
             continue
         scan, clean = _open(source, simulation, seed, number)
+        pattern = MaskPattern(mask, accel[number % len(accel)])
         some = list(_prepare_scan(scan, clean, folder, number, pattern, seed, reconstruct, noise_std))
         write_atomically(done, json.dumps([asdict(r) for r in some]).encode())
         records += some
     progress(len(sources), len(sources))
     if not records:
         raise InputError("None of the training slices shows any anatomy.")
-    prepared = PreparedSlices(folder, records, pattern)
+    prepared = PreparedSlices(folder, records, mask)
     prepared.check_variety()
     return prepared
 
@@ -160,20 +163,19 @@ def _prepare_scan(
     clean: Scan | None,
     folder: Path,
     number: int,
-    pattern: MaskPattern | None,
+    pattern: MaskPattern,
     seed: int,
     reconstruct: Callable[[PreparedSlice], Tensor] | None,
     noise_std: float | None,
 ) -> Iterator[Record]:
     full = scan
-    fully_sampled = scan.acceleration < 1.01
-    retrospective = pattern is not None and fully_sampled
-    if reconstruct is None and not fully_sampled:
+    retrospective = scan.acceleration < 1.01  # fully sampled
+    if reconstruct is None and not retrospective:
         raise InputError(
             f"Supervised training needs fully sampled scans, but {scan.name} is undersampled: use --method ambient."
         )
     shape = scan.shape[2], scan.shape[3]
-    if pattern is not None and retrospective:
+    if retrospective:
         masks = [pattern.sample(shape, stream(seed, "mask", number, i)) for i in range(scan.shape[0])]
         scan = scan.undersample(torch.stack([m[None] if m.ndim == 1 else m for m in masks]))
     calibration = calibrate(scan, noise_std)
@@ -189,9 +191,12 @@ def _prepare_scan(
         save_array(folder / f"{name}_maps.npy", item.operator.sensitivity_maps.movedim(0, 1))
         save_array(folder / f"{name}_mask.npy", item.operator.mask)
         save_array(folder / f"{name}_image.npy", image)
-        acs = pattern.acs_size(shape) if pattern is not None and retrospective else acs_width(scan.slice_mask(i))
-        size = (scan.shape[1], *shape)
-        yield Record(name, scan.patient or scan.name, size, item.noise_std, line, acs, retrospective, scan.padding)
+        acs = pattern.acs_size(shape) if retrospective else acs_width(scan.slice_mask(i))
+        acceleration = pattern.accel if retrospective else 0.0
+        yield Record(
+            name, scan.patient or scan.name, (scan.shape[1], *shape), item.noise_std, line, acs, retrospective,
+            acceleration, scan.padding,
+        )  # fmt: skip
 
 
 def _reference(scan: Scan, index: int, calibration: Calibration, operator: Sense) -> Tensor:

@@ -7,17 +7,20 @@ accelerations, noise, training length). A prior is named by a shipped name, a fi
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mri_ambient.denoiser import Denoiser, DenoiserConfig
 from mri_ambient.errors import InputError
+from mri_ambient.objectives.bootstrap import ComposedDenoiser, experts_from_dict, experts_to_dict
+from mri_ambient.unrolled import Unrolled, UnrolledConfig
 
 FORMAT = "mri-ambient prior 1"
 CONVENTIONS = {
@@ -55,21 +58,25 @@ class Prior:
         Interpolated (in logarithms) from the table that the end of training wrote to the card; beyond its ends, and
         without a table, the error of a linear denoiser for white images, ``sigma s / sqrt(sigma^2 + s^2)``.
         """
-        spread = self.denoiser.config.sigma_data
-        linear = sigma * spread / math.hypot(sigma, spread)
-        table = sorted(self.card.get("denoiser_error", []))
-        if not table or not table[0][0] <= sigma <= table[-1][0]:
-            return linear
-        for (low, e_low), (high, e_high) in pairwise(table):
-            if sigma <= high:
-                part = math.log(sigma / low) / math.log(high / low)
-                return float(math.exp((1 - part) * math.log(e_low) + part * math.log(e_high)))
-        return linear
+        return interpolated_error(self.card.get("denoiser_error", []), sigma, self.denoiser.config.sigma_data)
 
     def to(self, device: torch.device | str) -> "Prior":
         """Move the weights to a device."""
         self.denoiser.to(device)
         return self
+
+
+def interpolated_error(table: Sequence[Sequence[float]], sigma: float, sigma_data: float) -> float:
+    """Error at a noise level from a table of (level, error), see `Prior.error`."""
+    linear = sigma * sigma_data / math.hypot(sigma, sigma_data)
+    table = sorted((float(level), float(error)) for level, error in table)
+    if not table or not table[0][0] <= sigma <= table[-1][0]:
+        return linear
+    for (low, e_low), (high, e_high) in pairwise(table):
+        if sigma <= high:
+            part = math.log(sigma / low) / math.log(high / low)
+            return float(math.exp((1 - part) * math.log(e_low) + part * math.log(e_high)))
+    return linear
 
 
 def weights_hash(weights: dict[str, Tensor]) -> str:
@@ -81,16 +88,14 @@ def weights_hash(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_prior(path: str | Path, config: DenoiserConfig, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write a prior; the file appears under its final name only when complete.
+def save_prior(path: str | Path, denoiser: nn.Module, card: dict[str, Any]) -> None:
+    """Write a prior in half precision; the file appears under its final name only when complete.
 
     Parameters
     ----------
     path : path
         Usually ends in .safetensors.
-    config : DenoiserConfig
-    weights : dict of Tensor
-        ``Denoiser.state_dict()``; stored in their own precision.
+    denoiser : Denoiser, ComposedDenoiser or Unrolled
     card : dict
         JSON values.
     """
@@ -100,11 +105,14 @@ def save_prior(path: str | Path, config: DenoiserConfig, weights: dict[str, Tens
 
     metadata = {
         "format": FORMAT,
-        "config": json.dumps(config.to_dict()),
+        "config": json.dumps(denoiser.config.to_dict()),  # type: ignore[operator, union-attr]
+        "network": network_kind(denoiser),
         "conventions": json.dumps(CONVENTIONS),
         "card": json.dumps(card),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    if isinstance(denoiser, ComposedDenoiser):
+        metadata["experts"] = json.dumps(experts_to_dict(denoiser))
+    tensors = {name: value.detach().cpu().half().contiguous() for name, value in denoiser.state_dict().items()}
     write_atomically(Path(path), save(tensors, metadata))
 
 
@@ -123,8 +131,7 @@ def load_prior(name: str | Path = DEFAULT_PRIOR, device: torch.device | str = "c
     """
     path = find_prior(name)
     metadata, weights = _read(path)
-    config = DenoiserConfig.from_dict(json.loads(metadata["config"]))
-    denoiser = Denoiser(config)
+    denoiser = _network(metadata)
     try:
         denoiser.load_state_dict({k: v.float() for k, v in weights.items()})
     except RuntimeError as error:
@@ -132,6 +139,22 @@ def load_prior(name: str | Path = DEFAULT_PRIOR, device: torch.device | str = "c
     denoiser = denoiser.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     label = name if isinstance(name, str) and name in shipped_priors() else path.stem
     return Prior(denoiser, json.loads(metadata["card"]), str(label), weights_hash(weights))
+
+
+def network_kind(network: nn.Module) -> str:
+    """Name of a network's class in prior files."""
+    kinds = {ComposedDenoiser: "composed", Denoiser: "denoiser", Unrolled: "unrolled"}
+    return kinds[type(network)]
+
+
+def _network(metadata: dict[str, str]) -> Denoiser:
+    """The network that a prior file describes, with fresh weights."""
+    values, kind = json.loads(metadata["config"]), metadata.get("network", "denoiser")
+    if kind == "composed":
+        return experts_from_dict(DenoiserConfig.from_dict(values), json.loads(metadata["experts"]))
+    if kind == "unrolled":
+        return cast(Denoiser, Unrolled(UnrolledConfig.from_dict(values)))
+    return Denoiser(DenoiserConfig.from_dict(values))
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

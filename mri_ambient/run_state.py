@@ -7,16 +7,22 @@ a run that is killed at any moment continues from the last complete state.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import write_atomically
-from mri_ambient.denoiser import PRESETS, Denoiser, DenoiserConfig
+from mri_ambient.denoiser import PRESETS, Denoiser, set_precision
 from mri_ambient.errors import InputError
+from mri_ambient.objectives.bootstrap import ComposedDenoiser, View, parse_view, view_config, view_from_dict
+from mri_ambient.optimiser import optimisers
 from mri_ambient.prior import load_prior
 from mri_ambient.streams import stream
+from mri_ambient.unrolled import Unrolled, UnrolledConfig
+
+VIEW_WIDTH = 160  # columns of a typical image, of which a view has its share
 
 
 @dataclass
@@ -37,7 +43,7 @@ class State:
 
     denoiser: Denoiser
     average: Denoiser
-    optimiser: torch.optim.Optimizer
+    optimisers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
     refreshed: int = 0
     skipped: int = 0
@@ -47,21 +53,44 @@ class State:
 def new_state(config: TrainConfig, device: torch.device, precision: torch.dtype) -> State:
     """Fresh (or initialised) weights and optimiser."""
     torch.manual_seed(int(torch.randint(2**31, (), generator=stream(config.seed, "weights"))))
-    size: DenoiserConfig = PRESETS[config.preset]
-    denoiser = Denoiser(size)
+    denoiser = new_network(config)
     if config.init is not None:
         initial = load_prior(config.init).denoiser
-        if initial.config != size:
+        if initial.config != denoiser.config or type(initial) is not type(denoiser):
             raise InputError(f"The prior {config.init} has another size than preset {config.preset}.")
         denoiser.load_state_dict(initial.state_dict())
-    average = Denoiser(size)
+    average = new_network(config)
     average.load_state_dict(denoiser.state_dict())
     for model in (denoiser, average):
         model.to(device).to(memory_format=torch.channels_last)
-        model.precision = precision
+        set_precision(model, precision)
     average.eval().requires_grad_(False)
-    optimiser = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-    return State(denoiser, average, optimiser)
+    return State(denoiser, average, optimisers(denoiser, config.learning_rate, precision))
+
+
+def new_network(config: TrainConfig) -> Denoiser:
+    """The network that a method trains.
+
+    Raises
+    ------
+    InputError
+        If a view or the prior of one cannot be used.
+    """
+    size = PRESETS[config.preset]
+    if config.method == "ssdu":
+        return cast(Denoiser, Unrolled(UnrolledConfig()))
+    if config.view:
+        return Denoiser(view_config(size, parse_view(config.view), VIEW_WIDTH))
+    if config.views:
+        return ComposedDenoiser(size, [_view_denoiser(name) for name in config.views])
+    return Denoiser(size)
+
+
+def _view_denoiser(name: str) -> tuple[View, Denoiser]:
+    prior = load_prior(name)
+    if "view" not in prior.card:
+        raise InputError(f"{name} is not the prior of a view: train one with --method bootstrap --view.")
+    return view_from_dict(prior.card["view"]), prior.denoiser
 
 
 def save(folder: Path, state: State) -> None:
@@ -70,8 +99,9 @@ def save(folder: Path, state: State) -> None:
 
     tensors = {f"weights.{k}": v for k, v in state.denoiser.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
-    moments = state.optimiser.state_dict()["state"]
-    tensors |= {f"optimiser.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
+    for number, optimiser in enumerate(state.optimisers):
+        moments = optimiser.state_dict()["state"]
+        tensors |= {f"optimiser.{number}.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
     counters = {k: getattr(state, k) for k in ("step", "refreshed", "skipped", "seconds")}
     content = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     write_atomically(folder / "state.safetensors", serialise(content, {"counters": json.dumps(counters)}))
@@ -89,19 +119,21 @@ def restore(folder: Path, state: State) -> None:
         counters = json.loads(file.metadata()["counters"])
     for model, prefix in ((state.denoiser, "weights."), (state.average, "average.")):
         model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    moments: dict[int, dict[str, Tensor]] = {}
-    parameters = list(state.denoiser.parameters())
-    for key, value in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".")
-            if (
-                name != "step"
-            ):  # the fused optimiser goes through memory in order: moments need the strides of their weights
-                value = torch.empty_like(parameters[int(index)]).copy_(value)
-            moments.setdefault(int(index), {})[name] = value
-    if moments:
-        state.optimiser.load_state_dict(
-            {"state": moments, "param_groups": state.optimiser.state_dict()["param_groups"]}
-        )
+    for number, optimiser in enumerate(state.optimisers):
+        prefix = f"optimiser.{number}."
+        _restore_moments(optimiser, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     for name, value in counters.items():
         setattr(state, name, value)
+
+
+def _restore_moments(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Hand an optimiser its moments, named ``parameter.moment``."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for key, value in tensors.items():
+        index, name = key.split(".")
+        if name != "step":  # the fused optimiser goes through memory in order: moments need the strides of weights
+            value = torch.empty_like(parameters[int(index)]).copy_(value)
+        moments.setdefault(int(index), {})[name] = value
+    if moments:
+        optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,16 +20,30 @@ from torch import Tensor
 from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.calibration import PreparedSlice
 from mri_ambient.config import TrainConfig
-from mri_ambient.dataset import PreparedSlices, save_array, write_atomically
+from mri_ambient.dataset import PreparedSlices, Record, save_array, write_atomically
 from mri_ambient.denoiser import Denoiser, count_parameters
 from mri_ambient.errors import InputError
-from mri_ambient.objectives import Ambient, Objective, Supervised
-from mri_ambient.operators import MaskPattern
+from mri_ambient.objectives import (
+    GSURE,
+    SSDU,
+    Ambient,
+    Batch,
+    Bootstrap,
+    Objective,
+    PublishedAmbient,
+    Supervised,
+    Tweedie,
+    ViewObjective,
+)
+from mri_ambient.objectives.bootstrap import parse_view, view_to_dict
+from mri_ambient.objectives.gsure import require_coverage, require_known_noise
+from mri_ambient.operators import CgSolver
+from mri_ambient.posterior import ERROR_FACTOR, MIN_NOISE, PosteriorDenoiser, refine
 from mri_ambient.preparation import Simulation, find_sources, is_volume, prepare
-from mri_ambient.prior import RUN_FILE, save_prior
+from mri_ambient.prior import RUN_FILE, interpolated_error, save_prior
 from mri_ambient.run_state import State, new_state, restore, save
 from mri_ambient.streams import stream
-from mri_ambient.validation import denoiser_error, panel, reconstruct_record, validate
+from mri_ambient.validation import denoiser_error, panel, validate
 
 SAVE_SECONDS = 60.0
 LOG_EVERY = 50  # steps
@@ -131,11 +145,14 @@ def train(
     restore(folder, state)
     if compile:
         state.denoiser.network.compile(dynamic=True)
+    check_data(config, training)
     loop(config, state, training, held_out, folder, reporter)
     card = make_card(config, state, training, notes or {})
-    card["denoiser_error"] = denoiser_error(state.average, training, config)
-    weights = {name: value.half() for name, value in state.average.state_dict().items()}
-    save_prior(folder / RUN_FILE, state.average.config, weights, card)
+    if config.view:
+        card["view"] = view_to_dict(parse_view(config.view))
+    elif config.method != "ssdu":
+        card["denoiser_error"] = denoiser_error(state.average, training, config)
+    save_prior(folder / RUN_FILE, state.average, card)
     return Run(folder, folder / RUN_FILE, card)
 
 
@@ -150,7 +167,7 @@ def check_resumable(folder: Path, config: TrainConfig) -> None:
     path = folder / "config.json"
     if path.exists():
         before, now = asdict(TrainConfig.from_json(path.read_text())), asdict(config)
-        changed = [f"{k} {before[k]} (now {now[k]})" for k in now if before[k] != now[k]]
+        changed = [f"{k} {_shown(before[k])} (now {_shown(now[k])})" for k in now if before[k] != now[k]]
         if changed:
             raise InputError(f"{folder} holds a run with other settings: {', '.join(changed)}. Choose another --out.")
         return
@@ -159,6 +176,11 @@ def check_resumable(folder: Path, config: TrainConfig) -> None:
         write_atomically(path, config.to_json().encode())
     except OSError as error:
         raise InputError(f"Cannot write to {folder}: {error.strerror or error}.") from error
+
+
+def _shown(value: Any) -> str:
+    """A setting as the user gave it."""
+    return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
 def choose_device(device: str, precision: str) -> tuple[torch.device, torch.dtype]:
@@ -213,18 +235,23 @@ def _prepared(data: Sequence[str | Path], config: TrainConfig, folder: Path, rep
 
         sources = [phantom_volume(PHANTOM_SLICES, PHANTOM_SHAPE, seed=1000 * config.seed + i) for i in range(PHANTOMS)]
     simulated = not data or all(is_volume(s) for s in sources)
-    pattern = MaskPattern(config.mask, config.accel)
     simulation = Simulation(config.coils, 0.02 if config.noise is None else config.noise, config.matrices)
     return prepare(
         sources,
         folder,
-        pattern=pattern,
+        mask=config.mask,
+        accel=config.accel,
         simulation=simulation,
         seed=config.seed,
-        reconstruct=None if config.method == "supervised" else first_reconstruction,
+        reconstruct=None if needs_references(config) else first_reconstruction,
         noise_std=None if simulated else config.noise,
         progress=lambda done, total: reporter.stage("preparing scans", done, total),
     )
+
+
+def needs_references(config: TrainConfig) -> bool:
+    """Whether the method learns from fully sampled scans."""
+    return config.method == "supervised" or config.form == "clean"
 
 
 def first_reconstruction(item: PreparedSlice) -> Tensor:
@@ -236,7 +263,34 @@ def first_reconstruction(item: PreparedSlice) -> Tensor:
 
 def objective_of(config: TrainConfig) -> Objective:
     """The training method."""
-    return Supervised() if config.method == "supervised" else Ambient()
+    if config.view:
+        return ViewObjective(parse_view(config.view))
+    table: dict[tuple[str, str], Objective] = {
+        ("ambient", "weighted"): Ambient(),
+        ("ambient", "published"): PublishedAmbient(),
+        ("supervised", ""): Supervised(),
+        ("gsure", ""): GSURE(),
+        ("tweedie", ""): Tweedie(),
+        ("bootstrap", "undersampled"): Bootstrap(Ambient()),
+        ("bootstrap", "clean"): Bootstrap(Supervised()),
+        ("ssdu", "weighted"): SSDU(weighted=True),
+        ("ssdu", "published"): SSDU(weighted=False),
+    }
+    return table[config.method, config.form]
+
+
+def check_data(config: TrainConfig, data: PreparedSlices) -> None:
+    """Refuse data on which a method's assumptions fail.
+
+    Raises
+    ------
+    InputError
+        If so, with the name of a method that would work.
+    """
+    if config.method in ("gsure", "tweedie"):
+        require_known_noise(torch.tensor([r.noise_std for r in data.records]), config.method)
+        for record in {r.shape: r for r in data.records}.values():
+            require_coverage(data.probability(record), config.method)
 
 
 def loop(
@@ -249,13 +303,14 @@ def loop(
 ) -> None:
     """Train to the end, saving the state every minute, when interrupted, and at the end."""
     objective = objective_of(config)
-    refresh_at = [round(part * config.steps) for part in config.refreshes] if config.method == "ambient" else []
+    refreshed = config.method == "ambient" and config.form == "weighted"
+    refresh_at = [round(part * config.steps) for part in config.refreshes] if refreshed else []
     validate_every = max(1, config.steps // VALIDATE_PARTS)
     began, saved = time.monotonic() - state.seconds, time.monotonic()
     with ThreadPoolExecutor(1) as pool:
 
         def fetch(step: int) -> Any:
-            return pool.submit(training.batch, config.batch, config.strip, stream(config.seed, "batch", step))
+            return pool.submit(examples, training, config, stream(config.seed, "batch", step))
 
         upcoming = fetch(state.step)
         try:
@@ -263,7 +318,7 @@ def loop(
                 if state.refreshed < len(refresh_at) and state.step == refresh_at[state.refreshed]:
                     upcoming.result()  # nobody reads while images are replaced
                     save(folder, state)
-                    refresh(state.average, training, reporter)
+                    refresh(state.average, training, config, reporter)
                     state.refreshed += 1
                     upcoming = fetch(state.step)
                 batch, upcoming = upcoming.result(), fetch(state.step + 1)
@@ -273,7 +328,11 @@ def loop(
                     log(folder, {"images": state.step * config.batch, "loss": loss, "gradient": norm,
                                  "skipped": state.skipped, "seconds": round(state.seconds, 1)})  # fmt: skip
                 reporter.stage("training", min(state.step * config.batch, config.images), config.images)
-                if len(held_out) and (state.step % validate_every == 0 or state.step == config.steps):
+                if (
+                    len(held_out)
+                    and not config.view
+                    and (state.step % validate_every == 0 or state.step == config.steps)
+                ):
                     error = validate(state.average, held_out, config)
                     log(folder, {"images": state.step * config.batch, "heldout_error": error})
                     reporter.say(f"{state.step * config.batch} images: held-out error {error:.5f}")
@@ -285,18 +344,31 @@ def loop(
             save(folder, state)
 
 
+def examples(data: PreparedSlices, config: TrainConfig, generator: torch.Generator) -> Batch:
+    """The batch of a step: strips with their k-space.
+
+    Where the prior learns from images, patches for it come first, and half as many strips with them.
+    """
+    if config.method not in ("ambient", "supervised") or config.form == "published":
+        return data.batch(config.batch, config.strip, generator)
+    strips = data.batch(-(-config.batch // 2), config.strip, generator)
+    return replace(strips, patches=data.patches(config.batch, config.patch, generator))
+
+
 def train_step(config: TrainConfig, state: State, objective: Objective, batch: Any) -> tuple[float, float]:
     """One optimiser step; returns loss and gradient norm. Steps that are not finite change nothing and are counted."""
     rate = learning_rate(state.step, config.steps, config.learning_rate)
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
-    state.optimiser.zero_grad(set_to_none=True)
+    for optimiser in state.optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+    state.denoiser.zero_grad(set_to_none=True)
     loss = objective.loss(state.denoiser, batch, stream(config.seed, "loss", state.step))
     loss.backward()
     norm = float(torch.nn.utils.clip_grad_norm_(state.denoiser.parameters(), CLIP))
     value = float(loss.detach())
     if math.isfinite(norm) and math.isfinite(value):
-        state.optimiser.step()
+        for optimiser in state.optimisers:
+            optimiser.step()
         decay = min(config.ema, (1 + state.step) / (10 + state.step))
         with torch.no_grad():
             for slow, fast in zip(state.average.parameters(), state.denoiser.parameters(), strict=True):
@@ -315,11 +387,27 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def refresh(denoiser: Denoiser, data: PreparedSlices, reporter: Reporter) -> None:
-    """Replace the stored reconstructions by the network's own."""
+def refresh(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig, reporter: Reporter) -> None:
+    """Replace the stored reconstructions by posterior estimates under the network as it is now."""
+    table = denoiser_error(denoiser, data, config)
     for number, record in enumerate(data.records):
         reporter.stage("reconstructing the training scans", number, len(data))
-        save_array(data.folder / f"{record.name}_image.npy", reconstruct_record(denoiser, data, record))
+        save_array(data.folder / f"{record.name}_image.npy", improved(denoiser, data, record, table))
+
+
+@torch.no_grad()
+def improved(denoiser: Denoiser, data: PreparedSlices, record: Record, table: Sequence[Sequence[float]]) -> Tensor:
+    """Posterior estimate (y, x) of a slice, from its stored reconstruction; `table` is the denoiser's error."""
+    kspace, operator = data.slice(record)
+    operator = operator.to(denoiser.device)
+
+    def error(sigma: float) -> float:
+        return ERROR_FACTOR * interpolated_error(table, sigma, denoiser.config.sigma_data)
+
+    noise_std = max(record.noise_std, MIN_NOISE)
+    posterior = PosteriorDenoiser(denoiser, kspace, operator, noise_std, error, solver=CgSolver(operator))
+    start = torch.from_numpy(data.array(record, "image").copy()).to(denoiser.device)
+    return refine(posterior, start, steps=8, high=0.2).cpu()
 
 
 def log(folder: Path, entry: dict[str, Any]) -> None:
@@ -334,7 +422,8 @@ def make_card(config: TrainConfig, state: State, data: PreparedSlices, notes: di
 
     return {
         "method": config.method,
-        "acceleration": config.accel,
+        **({"variant": config.form} if config.form else {}),
+        "acceleration": config.accel[0] if len(config.accel) == 1 else list(config.accel),
         "mask": config.mask,
         "preset": config.preset,
         "parameters": count_parameters(state.denoiser),

@@ -1,7 +1,8 @@
 """Reconstruction: posterior samplers, the scan-to-image pipeline, export, evaluation and reports."""
 
+from mri_ambient.posterior import PosteriorDenoiser, refine
 from mri_ambient.recon.pipeline import METHODS, reconstruct
-from mri_ambient.recon.posterior import PosteriorDenoiser, anneal, refine, sample_posterior
+from mri_ambient.recon.posterior import anneal, sample_posterior
 from mri_ambient.recon.result import Reconstruction, load_reconstruction
 
 __all__ = [

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.calibration import Calibration, PreparedSlice, calibrate, prepare_slice
+from mri_ambient.denoiser import set_precision
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern, center_crop
 from mri_ambient.operators.classical import cg_sense, l1_wavelet, tv, zero_filled
+from mri_ambient.posterior import ERROR_FACTOR, MIN_NOISE, PosteriorDenoiser, refine
 from mri_ambient.prior import DEFAULT_PRIOR, Prior, load_prior
-from mri_ambient.recon.posterior import PosteriorDenoiser, refine, sample_posterior
+from mri_ambient.recon.posterior import sample_posterior
 from mri_ambient.recon.result import Reconstruction, image_geometry
 from mri_ambient.scan import Scan
 from mri_ambient.streams import stream
@@ -33,8 +35,6 @@ CLASSICAL: dict[str, Callable[[PreparedSlice], Tensor]] = {
 LEARNED = ("posterior", "mmse")
 METHODS = (*LEARNED, *CLASSICAL)
 REFINEMENT = 10  # noise-free steps from the average of the samples to the estimate
-ERROR_FACTOR = 3.0  # the denoiser's error on scans over its error on the reconstructions it was trained on
-MIN_NOISE = 1e-4  # in prior units: below this data count as exact to single precision
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,14 @@ class SliceResult:
     evaluations: int
 
 
+def _check_use(prior: Prior, method: str) -> None:
+    """Refuse what a prior was not trained for."""
+    if "view" in prior.card:
+        raise InputError(f"{prior.name} is the prior of a view, not of images: compose it by training with --views.")
+    if prior.card.get("method") == "ssdu" and method != "mmse":
+        raise InputError(f"{prior.name} is an SSDU reconstruction network, not a prior: use --method mmse.")
+
+
 def undersample(scan: Scan, accel: float | None, mask: str = "random", seed: int = 0) -> Scan:
     """Retrospective undersampling with one mask for the scan.
 
@@ -141,6 +149,8 @@ class Reconstructor:
     ) -> None:
         if settings.method in LEARNED and prior is None:
             raise InputError(f"The method {settings.method!r} needs a prior.")
+        if settings.method in LEARNED and prior is not None:
+            _check_use(prior, settings.method)
         if noise_std is not None and not noise_std >= 0:
             raise InputError(f"The noise must not be negative, but is {noise_std:g}.")
         self.scan = scan
@@ -305,5 +315,5 @@ def reconstruct(
 def open_prior(prior: Prior | str, device: torch.device, precision: torch.dtype) -> Prior:
     """Load a prior if it is given by name, put it on the device and set the precision of its network."""
     loaded = prior if isinstance(prior, Prior) else load_prior(prior)
-    loaded.denoiser.precision = precision
+    set_precision(loaded.denoiser, precision)
     return loaded.to(device)

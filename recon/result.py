@@ -1,9 +1,9 @@
 r"""What a reconstruction is, and its HDF5 file.
 
 From posterior samples :math:`x_1, \dots, x_K` of a complex image given the measurement, the estimate :math:`\bar x`
-is close to their mean, the minimiser of the expected squared error (`recon.posterior.refine` takes out most of the
-spread that the mean of a few samples keeps). Its error bar is the standard deviation of :math:`|x_k|`, pixel by pixel.
-Both are in the units of the input k-space. The magnitude that is exported is :math:`|\bar x|`, not the mean of
+is close to their mean, the minimiser of the expected squared error (`mri_ambient.posterior.refine` takes out most of
+the spread that the mean of a few samples keeps). Its error bar is the standard deviation of :math:`|x_k|`, pixel by
+pixel. Both are in the units of the input k-space. The magnitude that is exported is :math:`|\bar x|`, not the mean of
 :math:`|x_k|`, which noise biases upwards.
 
 ==========================  ========================  =========  ==================================================

@@ -17,8 +17,9 @@ The minimiser is ``E[x | z, A~]``, the supervised one. The gradient's variance c
 there to hold out; each scan is therefore weighted by its probability ``P`` (any weight that depends on the input alone
 keeps the minimiser), and many lines are held out.
 
-The same step trains the full-mask denoiser on the current reconstructions of the training scans (`Supervised`): first
-classical ones, then the network's own, which are good enough above their own error level.
+Every step trains the full-mask denoiser on the current reconstructions of the training scans (`Supervised`): first
+classical ones, then the network's own, which are good enough above their own error level. The loss on measured lines
+costs more than twice as much and is taken in a share of the batches, drawn at random.
 
 References
 ----------
@@ -49,21 +50,25 @@ class Ambient:
         Bounds of the uniform distribution of the share of off-centre lines that stay in the input.
     noise_factor_range : tuple
         Bounds of the log-uniform ratio of the noisier input's noise to the data's.
-    reconstruction_weight : float
-        Weight of the loss on the current reconstructions; 0 leaves the measured lines alone.
+    measured_share : float
+        Share of the batches with the loss on measured lines.
+    on_reconstructions : Supervised, optional
+        The loss on the current reconstructions. None leaves the measured lines alone.
     """
 
     keep_range: tuple[float, float] = (0.3, 0.9)
     noise_factor_range: tuple[float, float] = (1.1, 4.0)
-    reconstruction_weight: float = 1.0
-    on_reconstructions: Supervised = field(default_factory=Supervised)
+    measured_share: float = 0.15
+    on_reconstructions: Supervised | None = field(default_factory=lambda: Supervised(reconstruction_share=0.15))
 
     def loss(self, denoiser: Denoiser, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Loss on measured lines, plus the weighted loss on reconstructions."""
-        measured = self.measured(denoiser, batch, generator)
-        if self.reconstruction_weight == 0:
-            return measured
-        return measured + self.reconstruction_weight * self.on_reconstructions.loss(denoiser, batch, generator)
+        """Loss on reconstructions, and in a share of the batches on measured lines."""
+        if self.on_reconstructions is None:
+            return self.measured(denoiser, batch, generator)
+        loss = self.on_reconstructions.loss(denoiser, batch, generator)
+        if float(torch.rand((), generator=generator)) < self.measured_share:
+            loss = loss + self.measured(denoiser, batch, generator)
+        return loss
 
     def measured(self, denoiser: Denoiser, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss on measured k-space alone."""

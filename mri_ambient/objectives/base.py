@@ -5,7 +5,7 @@ With the readout transformed back, rows are independent, so a strip is an exact 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Batch:
         Per real component.
     image : Tensor (batch, y, x), complex64
         Supervised training: the reference. Otherwise the current reconstruction of the same data.
+    patches : Tensor (patch, y, x), complex64, optional
+        Crops of such images, of any slices and in any orientation, for losses that need no k-space.
     """
 
     kspace: Tensor
@@ -41,10 +43,12 @@ class Batch:
     acs: Tensor
     noise_std: Tensor
     image: Tensor
+    patches: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in vars(self).items()}
+        return Batch(**moved)
 
     def __len__(self) -> int:
         return len(self.kspace)

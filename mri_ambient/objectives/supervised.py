@@ -1,12 +1,13 @@
 r"""Supervised training: the oracle with fully sampled references, and the warm start on reconstructions.
 
-Images ``x`` are given. Half of every batch trains the full-mask denoiser,
+Images ``x`` are given. Patches of them train the full-mask denoiser,
 
 .. math:: z = x + \sigma \epsilon, \qquad L = \|D(z, \sigma) - x\|^2 / v(\sigma) ,
 
-the denoising loss of diffusion models; the other half trains one-step reconstruction: a mask of random acceleration and
-family is drawn, ``y = M (F S x + n)``, and ``D(A^H y, sigma, A)`` is compared with ``x``. ``v`` is the error variance
-one expects, so that every noise level and acceleration counts alike.
+the denoising loss of diffusion models, which is what posterior sampling needs. A part of the batches, drawn at random,
+trains one-step reconstruction as well: a mask of random acceleration and family is drawn, ``y = M (F S x + n)``, and
+``D(A^H y, sigma, A)`` is compared with ``x``. Such a step costs more than twice as much. ``v`` is the error
+variance one expects, so that every noise level and acceleration counts alike.
 
 References
 ----------
@@ -35,21 +36,21 @@ class Supervised:
         Noise levels of simulated scans, log-uniform.
     acceleration_range : tuple
         Accelerations of simulated scans, uniform in the sampled fraction.
+    reconstruction_share : float
+        Share of the batches with one-step reconstruction.
     """
 
     sigma_range: tuple[float, float] = (0.005, 2.0)
     noise_range: tuple[float, float] = (0.004, 0.1)
     acceleration_range: tuple[float, float] = (1.25, 12.0)
+    reconstruction_share: float = 0.3
 
     def loss(self, denoiser: Denoiser, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean of the two halves' losses."""
-        half = len(batch) // 2
-        parts = []
-        if half:
-            parts.append(self.denoising(denoiser, batch.image[:half], generator))
-        maps, image = batch.sensitivity_maps[half:], batch.image[half:]
-        parts.append(self.reconstruction(denoiser, image, maps, generator))
-        return torch.stack(parts).mean()
+        """Denoising, and in a share of the batches reconstruction."""
+        loss = self.denoising(denoiser, batch.image if batch.patches is None else batch.patches, generator)
+        if float(torch.rand((), generator=generator)) < self.reconstruction_share:
+            loss = loss + self.reconstruction(denoiser, batch.image, batch.sensitivity_maps, generator)
+        return loss
 
     def denoising(self, denoiser: Denoiser, image: Tensor, generator: torch.Generator) -> Tensor:
         """Loss of the full-mask denoiser on images (batch, y, x)."""

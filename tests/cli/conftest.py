@@ -36,7 +36,7 @@ def tiny_prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         denoiser = Denoiser(PRESETS["tiny"])
-    save_prior(path, denoiser.config, denoiser.state_dict(), {"method": "ambient", "acceleration": 4.0, "images": 0})
+    save_prior(path, denoiser, {"method": "ambient", "acceleration": 4.0, "images": 0})
     return path
 
 

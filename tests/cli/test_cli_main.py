@@ -16,7 +16,7 @@ from mri_ambient.cli.main import app
 from mri_ambient.cli.train import train
 from mri_ambient.errors import InputError
 
-COMMANDS = ["demo", "train", "recon", "simulate", "inspect", "evaluate", "priors"]
+COMMANDS = ["demo", "train", "recon", "simulate", "inspect", "evaluate", "priors", "sample", "audit"]
 
 
 def test_the_commands_are_those_of_the_documentation():
@@ -170,7 +170,11 @@ def test_defaults_are_those_of_the_library():
 
     config = TrainConfig()
     shown = {name: value for name, value in defaults("train").items() if name in TrainConfig.__dataclass_fields__}
-    assert shown == {name: getattr(config, name) for name in shown}
+    assert {k: v for k, v in shown.items() if v is not None} == {
+        name: getattr(config, name) for name, value in shown.items() if value is not None
+    }
+    assert shown["accel"] is None  # typer has no tuple of any length as a default; the help says 4
+    assert config.accel == (4.0,)
     assert set(shown) > {"accel", "mask", "method", "preset", "images", "seed", "coils"}
     recon = defaults("recon")
     settings = Settings()
@@ -183,7 +187,7 @@ def test_defaults_are_those_of_the_library():
 def test_every_setting_of_training_has_an_option_or_is_left_alone_on_purpose():
     from mri_ambient.config import TrainConfig
 
-    known = {"batch", "strip", "learning_rate", "ema", "refreshes", "matrices"}  # matrices: --matrix
+    known = {"batch", "patch", "strip", "learning_rate", "ema", "refreshes", "matrices"}  # matrices: --matrix
     assert set(TrainConfig.__dataclass_fields__) - set(inspect.signature(train).parameters) == known
 
 

@@ -16,9 +16,7 @@ def recon(run, tiny_prior, tmp_path):
     """Reconstruct into tmp_path / "out" with few steps."""
 
     def invoke(*words, code=0):
-        result = run(
-            "recon", *words, "--prior", tiny_prior, "--samples", 2, "--steps", 3, "--out", tmp_path / "out"
-        )
+        result = run("recon", *words, "--prior", tiny_prior, "--samples", 2, "--steps", 3, "--out", tmp_path / "out")
         assert result.exit_code == code, result.output
         return result
 

@@ -27,7 +27,7 @@ def test_a_run_leaves_a_prior_its_settings_and_its_log(train, wide_scan, tmp_pat
     assert f"mri-ambient recon SCAN --prior {folder}" in result.stdout
     prior = load_prior(folder)
     assert (prior.card["images"], prior.card["method"], prior.card["seed"]) == (16, method, 3)
-    assert json.loads((folder / "config.json").read_text())["accel"] == 2
+    assert json.loads((folder / "config.json").read_text())["accel"] == [2]
     assert "loss" in json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
 
 
@@ -50,7 +50,7 @@ def test_volumes_are_simulated_as_asked(train, nifti, tmp_path):
 
 
 def test_an_interrupted_run_says_how_to_continue_and_does(train, wide_scan, tmp_path, monkeypatch):
-    words = [wide_scan, "--method", "supervised", "--images", 32]
+    words = [wide_scan, "--method", "supervised", "--images", 24]
     plain, steps = training.train_step, []
 
     def interrupted(config, state, objective, batch):
@@ -86,13 +86,13 @@ class TestDryRun:
         monkeypatch.chdir(tmp_path)
         output = train(scan, nifti, "--validation", wide_scan, "--dry-run", "--images", 80, "--accel", 3).stdout
         settings, _, rest = output.partition("\n}\n")
-        assert json.loads(settings + "}")["accel"] == 3
+        assert json.loads(settings + "}")["accel"] == [3]
         lines = dict(line.split(maxsplit=1) for line in rest.splitlines())
         assert lines["run"] == str(tmp_path / "run")
         assert lines["data"] == "2 sources: 1 k-space file, 1 volume to simulate scans from"
         assert lines["validation"].startswith("1 source: ")
         assert "parameters, cpu, float32" in lines["network"]
-        assert lines["time"].startswith("10 steps of 8 images, about ")
+        assert lines["time"].startswith("14 steps of 6 images, about ")
         assert files_in(tmp_path) == []
 
     def test_phantoms(self, train):

@@ -169,21 +169,45 @@ def test_input_holds_kept_lines_at_the_announced_noise():
 
 def test_supervised_is_zero_for_a_perfect_denoiser_and_positive_otherwise():
     batch = make_batch(torch.Generator().manual_seed(0), items=4)
+    batch = replace(batch, patches=batch.image[:3, :, :4])
 
     class Perfect(Linear):
         def __call__(self, z, sigma, op=None):
-            return batch.image[:2] if op is None else batch.image[2:]
+            return batch.patches if op is None else batch.image
 
-    assert Supervised().loss(Perfect(0), batch, torch.Generator().manual_seed(0)) == 0
-    assert Supervised().loss(Linear(0.5), batch, torch.Generator().manual_seed(0)) > 0
+    always = Supervised(reconstruction_share=1)
+    assert always.loss(Perfect(0), batch, torch.Generator().manual_seed(0)) == 0
+    assert always.loss(Linear(0.5), batch, torch.Generator().manual_seed(0)) > 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "share"),
+    [
+        (Supervised(reconstruction_share=0.25), 0.25),
+        (Ambient(measured_share=0.4, on_reconstructions=Supervised()), 0.4),
+    ],
+)
+def test_the_costly_part_is_taken_in_a_share_of_the_batches(objective, share, monkeypatch):
+    batch, count = make_batch(torch.Generator().manual_seed(0), items=2), 0
+
+    def counted(*arguments):
+        nonlocal count
+        count += 1
+        return torch.tensor(0.0)
+
+    monkeypatch.setattr(type(objective), "measured" if isinstance(objective, Ambient) else "reconstruction", counted)
+    for seed in range(200):
+        objective.loss(Linear(0.4), batch, torch.Generator().manual_seed(seed))
+    assert count == pytest.approx(200 * share, abs=4 * (200 * share * (1 - share)) ** 0.5)
 
 
 def test_ambient_is_reproducible_and_uses_reconstructions():
     batch = make_batch(torch.Generator().manual_seed(0), items=4)
     first, second = (Ambient().loss(Linear(0.4), batch, torch.Generator().manual_seed(3)) for _ in range(2))
     assert first == second
-    alone = Ambient(reconstruction_weight=0.0).loss(Linear(0.4), batch, torch.Generator().manual_seed(3))
-    assert alone < first
+    alone = Ambient(on_reconstructions=None).loss(Linear(0.4), batch, torch.Generator().manual_seed(3))
+    measured = Ambient().measured(Linear(0.4), batch, torch.Generator().manual_seed(3))
+    assert alone == measured != first
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (5, 7)])

@@ -8,7 +8,9 @@ from safetensors.torch import save_file
 
 from mri_ambient.denoiser import Denoiser, DenoiserConfig
 from mri_ambient.errors import InputError
+from mri_ambient.objectives.bootstrap import CentreView, ComposedDenoiser, WholeView
 from mri_ambient.prior import FORMAT, Prior, load_prior, read_card, save_prior, shipped_priors
+from mri_ambient.unrolled import Unrolled, UnrolledConfig
 
 SIZE = DenoiserConfig(channels=(4, 8), embedding=8)
 
@@ -17,12 +19,8 @@ SIZE = DenoiserConfig(channels=(4, 8), embedding=8)
 def path(tmp_path):
     torch.manual_seed(0)
     model = Denoiser(SIZE)
-    weights = {k: v.half() for k, v in model.state_dict().items()}
     save_prior(
-        tmp_path / "prior.safetensors",
-        SIZE,
-        weights,
-        {"method": "ambient", "denoiser_error": [[0.01, 0.004], [1, 0.1]]},
+        tmp_path / "prior.safetensors", model, {"method": "ambient", "denoiser_error": [[0.01, 0.004], [1, 0.1]]}
     )
     return tmp_path / "prior.safetensors"
 
@@ -46,10 +44,27 @@ def test_error_is_interpolated_and_falls_back_to_the_linear_denoiser(path):
 
 
 def test_hash_tells_weights_apart(path, tmp_path):
-    weights = Denoiser(SIZE).state_dict()
-    weights["network.head.bias"] += 1
-    save_prior(tmp_path / "other.safetensors", SIZE, weights, {})
+    other = Denoiser(SIZE)
+    with torch.no_grad():
+        other.network.head.bias += 1
+    save_prior(tmp_path / "other.safetensors", other, {})
     assert load_prior(tmp_path / "other.safetensors").hash != load_prior(path).hash
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        ComposedDenoiser(SIZE, [(CentreView(5), Denoiser(SIZE)), (WholeView(), Denoiser(SIZE))]),
+        Unrolled(UnrolledConfig(rounds=1, channels=2, levels=1)),
+    ],
+    ids=["composed", "unrolled"],
+)
+def test_other_networks_come_back(network, tmp_path):
+    save_prior(tmp_path / "p.safetensors", network, {})
+    loaded = load_prior(tmp_path / "p.safetensors").denoiser
+    assert type(loaded) is type(network)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value.half().float())
 
 
 def test_files_that_are_not_priors(path, tmp_path):

@@ -16,7 +16,8 @@ from mri_ambient.operators import MaskPattern, Sense
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.preparation import find_sources
 from mri_ambient.prior import load_prior
-from mri_ambient.scan import Scan, write_scan
+from mri_ambient.recon import reconstruct
+from mri_ambient.scan import Scan, load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training import learning_rate, train
 
@@ -49,7 +50,7 @@ def test_a_run_leaves_a_prior_with_its_card_metrics_and_configuration(scans, tmp
     assert prior.card["slices"] == 4
     assert prior.card["data"] == "phantoms"
     assert 0 < prior.error(0.1) < 0.25
-    assert TrainConfig.from_json((run.folder / "config.json").read_text()).accel == 2
+    assert TrainConfig.from_json((run.folder / "config.json").read_text()).accel == (2.0,)
     entries = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(e["loss"]) for e in entries if "loss" in e)
 
@@ -139,6 +140,44 @@ def test_prepared_strips_are_exact_smaller_scans(scans, tmp_path):
         assert bool((ratio < 2.0).all())  # noise, and what maps from the centre cannot explain
 
 
+def test_patches_are_turned_crops_of_the_images(scans, tmp_path):
+    config = TrainConfig(**{k: v for k, v in SETTINGS.items() if k not in ("device", "precision")}, method="supervised")
+    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    data.records = data.records[:1]
+    image = torch.from_numpy(data.array(data.records[0], "image").copy()).abs()
+    crops = image.unfold(0, 9, 1).unfold(1, 9, 1).reshape(-1, 9, 9)
+    turned = torch.cat([t for c in (crops, crops.mT) for t in (c, c.flip(-1), c.flip(-2), c.flip(-1, -2))])
+    turned = turned.flatten(1) / turned.flatten(1).norm(dim=1, keepdim=True).clamp_min(1e-9)
+    patches = data.patches(30, 9, torch.Generator().manual_seed(0)).abs().flatten(1)
+    likeness = (patches / patches.norm(dim=1, keepdim=True)) @ turned.T
+    assert bool((likeness.amax(1) > 1 - 1e-5).all())
+    upright = likeness[:, : len(crops)].amax(1)
+    assert bool((upright < 0.999).any())  # some were turned
+    assert data.patches(1, 500, torch.Generator().manual_seed(0)).shape == (1, 48, 48)
+
+
+def test_the_networks_own_reconstructions_replace_the_first_ones(scans, tmp_path):
+    settings = {k: v for k, v in SETTINGS.items() if k not in ("device", "precision")}
+    config = TrainConfig(**{**settings, "accel": 3})
+    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    clean = training.load_data(
+        [scans], [], replace(config, method="supervised", accel=1), tmp_path / "clean", training.Silent()
+    )[0]
+    record, truth = data.records[0], torch.from_numpy(clean.array(clean.records[0], "image").copy())
+
+    class Oracle(torch.nn.Module):
+        device = torch.device("cpu")
+        config = DenoiserConfig()
+
+        def forward(self, z, sigma, operator=None):
+            return truth.expand_as(z)
+
+    before = torch.from_numpy(data.array(record, "image").copy())
+    after = training.improved(Oracle(), data, record, [(0.005, 0.001), (2.0, 0.01)])
+    scale = float((after.conj() * truth).sum().abs() / truth.abs().square().sum())
+    assert float((after / scale - truth).abs().square().mean()) < 0.3 * float((before - truth).abs().square().mean())
+
+
 def test_probabilities_come_from_the_pattern_or_from_the_archive(scans, tmp_path):
     config = TrainConfig(**{k: v for k, v in SETTINGS.items() if k not in ("device", "precision")})
     data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
@@ -146,11 +185,71 @@ def test_probabilities_come_from_the_pattern_or_from_the_archive(scans, tmp_path
     assert bool((data.probability(record) == -1).all())  # a fixed number of random lines: exact form
     padded = replace(record, padding=(3, 2))
     assert torch.nonzero(data.probability(padded)[0])[:, 0].tolist() == list(range(3, 46))
-    by_pattern = PreparedSlices(data.folder, data.records, MaskPattern("equispaced", 2))
+    by_pattern = PreparedSlices(data.folder, data.records, "equispaced")
     torch.testing.assert_close(by_pattern.probability(record).sum(), torch.tensor(24.0))
-    counted = PreparedSlices(data.folder, data.records)
+    counted = PreparedSlices(data.folder, [replace(r, retrospective=False) for r in data.records])
     masks = np.stack([data.array(r, "mask") for r in data.records])
-    torch.testing.assert_close(counted.probability(record), torch.from_numpy(masks.mean(0, dtype=np.float32)))
+    probability = counted.probability(counted.records[0])
+    torch.testing.assert_close(probability, torch.from_numpy(masks.mean(0, dtype=np.float32)))
+
+
+def test_scans_take_the_accelerations_in_turn(scans, tmp_path):
+    settings = {k: v for k, v in SETTINGS.items() if k not in ("device", "precision")}
+    config = TrainConfig(**{**settings, "accel": (2, 3), "mask": "bernoulli"})
+    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    by_patient = {r.name[:5]: r.acceleration for r in data.records}
+    assert list(by_patient.values()) == [(2.0, 3.0)[i % 2] for i in range(len(by_patient))]
+    for record in data.records:
+        assert np.mean(data.array(record, "mask")) == pytest.approx(1 / record.acceleration, abs=0.15)
+        assert float(data.probability(record).mean()) == pytest.approx(1 / record.acceleration, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({"method": "ambient", "variant": "published"}, "posterior"),
+        ({"method": "gsure"}, "posterior"),
+        ({"method": "tweedie"}, "posterior"),
+        ({"method": "ssdu"}, "mmse"),
+        ({"method": "bootstrap", "variant": "clean", "views": "centre:9"}, "posterior"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else v["method"],
+)
+def test_every_method_trains_a_prior_that_reconstructs(scans, tmp_path, settings, method):
+    if "views" in settings:
+        view = train([scans], out=tmp_path / "view", **{**SETTINGS, "method": "bootstrap", "view": settings["views"]})
+        with pytest.raises(InputError, match="prior of a view"):
+            reconstruct(load_scan(scans / "scan0.h5"), str(view.folder), samples=1, steps=1)
+        settings = {**settings, "views": (str(view.folder),)}
+    run = train([scans], out=tmp_path / "run", **{**SETTINGS, **settings})
+    assert run.card["method"] == settings["method"]
+    result = reconstruct(load_scan(scans / "scan0.h5"), str(run.folder), method=method, samples=1, steps=2)
+    assert bool(torch.isfinite(result.mean.abs()).all())
+
+
+def test_methods_refuse_data_that_break_their_assumptions(scans, tmp_path):
+    config = TrainConfig(method="gsure", accel=2, mask="equispaced")
+    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    training.check_data(config, data)
+    data.records = [replace(r, noise_std=0.0) for r in data.records]
+    with pytest.raises(InputError, match="noise level"):
+        training.check_data(config, data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "bootstrap"},
+        {"view": "whole"},
+        {"variant": "clean"},
+        {"method": "bootstrap", "view": "corner:3"},
+        {"method": "bootstrap", "views": ("brain",)},
+        {"method": "ssdu", "init": "brain"},
+    ],
+)
+def test_settings_that_do_not_fit_the_method(scans, tmp_path, change):
+    with pytest.raises(InputError):
+        train([scans], out=tmp_path / "run", **{**SETTINGS, **change})
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
@@ -162,7 +261,8 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 @pytest.mark.parametrize(
     "change",
-    [{"method": "magic"}, {"accel": 0.5}, {"preset": "huge"}, {"mask": "spiral"}, {"images": 0}, {"precision": "fp8"},
+    [{"method": "magic"}, {"accel": 0.5}, {"accel": (4, 0.5)}, {"accel": ()},
+     {"preset": "huge"}, {"mask": "spiral"}, {"images": 0}, {"precision": "fp8"},
      {"device": "tpu"}, {"init": "nowhere"}],
 )  # fmt: skip
 def test_unusable_settings(scans, tmp_path, change):

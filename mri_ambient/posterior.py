@@ -1,0 +1,137 @@
+r"""The data step: a denoiser wrapped by measured k-space.
+
+Given ``y = A x + n`` and a noisy image :math:`x_t = x + \sigma \epsilon`, let the unconditional denoiser say
+:math:`x \mid x_t \sim N(D(x_t, \sigma), r^2 I)`. Then :math:`x \mid x_t, y` is Gaussian, exactly, with precision
+:math:`\Lambda = A^H A / \sigma_n^2 + I / r^2` and mean
+
+.. math::  m = \arg\min_u \|A u - y\|^2 / \sigma_n^2 + \|u - D(x_t, \sigma)\|^2 / r^2
+           = (A^H A + \lambda I)^{-1} (A^H y + \lambda D), \qquad \lambda = \sigma_n^2 / r^2 .
+
+Line masks are solved exactly (`RowSolver`: one eigendecomposition per slice for all levels and samples), others by
+conjugate gradients. There is no step size to choose and no gradient through the network. :math:`r(\sigma)` is the
+error of the denoiser at that level, measured when the prior was made.
+
+References
+----------
+J. Song, A. Vahdat, M. Mardani, J. Kautz, Pseudoinverse-guided diffusion models for inverse problems, ICLR 2023 (the
+isotropic approximation). G. Papandreou, A. Yuille, Gaussian sampling by local perturbations, NIPS 2010 (draws by
+solving a perturbed system, for masks without an eigendecomposition).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mri_ambient.denoiser import noise_schedule
+from mri_ambient.operators import CgSolver, RowSolver, Sense, normal_solver
+
+ERROR_FACTOR = 3.0  # the denoiser's error on scans over its error on the reconstructions it was trained on
+MIN_NOISE = 1e-4  # in prior units: below this data count as exact to single precision
+
+
+class ImageDenoiser(Protocol):
+    """Anything that maps noisy images (batch, y, x) at a noise level to their expected clean image."""
+
+    def __call__(self, noisy: Tensor, sigma: float | Tensor) -> Tensor:
+        """Estimate the image."""
+        ...
+
+
+class PosteriorDenoiser:
+    """``x | x_t, y`` from a denoiser, measured k-space and its operator.
+
+    Parameters
+    ----------
+    denoiser : callable
+        ``(x_t (samples, y, x), sigma) -> image``; for instance `mri_ambient.denoiser.Denoiser`.
+    kspace : Tensor (coil, y, x)
+        Measured, in prior units.
+    operator : Sense
+        Of one slice.
+    noise_std : float
+        Of `kspace`, per real component; positive.
+    error : callable
+        ``sigma -> r``, the root mean square error of the denoiser per real component.
+    solver : RowSolver or CgSolver, optional
+        For ``(A^H A + lambda) u = b``. Default: whichever fits the mask.
+
+    Attributes
+    ----------
+    support : Tensor (y, x), bool
+        Where some coil is sensitive.
+    evaluations : int
+        How often the denoiser was called (once for a batch of samples).
+
+    Raises
+    ------
+    ValueError
+        If the noise level is not positive.
+    """
+
+    def __init__(
+        self,
+        denoiser: ImageDenoiser,
+        kspace: Tensor,
+        operator: Sense,
+        noise_std: float,
+        error: Callable[[float], float],
+        solver: RowSolver | CgSolver | None = None,
+    ) -> None:
+        if not noise_std > 0:
+            raise ValueError("posterior sampling needs a positive noise level")
+        self.denoiser = denoiser
+        self.operator = operator
+        self.noise_std = noise_std
+        self.error = error
+        self.solver = solver or normal_solver(operator)
+        self.adjoint = operator.adjoint(kspace)
+        self.support = operator.sensitivity_maps.abs().amax(-3) > 0
+        self.evaluations = 0
+
+    def __call__(self, noisy: Tensor, sigma: float) -> Tensor:
+        """Posterior mean (samples, y, x) given noisy images at one level."""
+        prior_mean = self.denoiser(noisy, sigma)
+        self.evaluations += 1
+        ratio = (self.noise_std / self.error(sigma)) ** 2
+        return self.solver.solve(self.adjoint + ratio * prior_mean, ratio, initial=prior_mean)
+
+    def draw(self, noisy: Tensor, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
+        """One draw (samples, y, x) of ``x | x_t, y`` for each noisy image, one generator a sample."""
+        if isinstance(self.solver, RowSolver):
+            return self(noisy, sigma) + self._fluctuation(self.solver, sigma, generators)
+        prior_mean = self.denoiser(noisy, sigma)
+        self.evaluations += 1
+        r, noise_std = self.error(sigma), self.noise_std
+        white = torch.stack([white_noise(self.operator.image_shape, g) for g in generators]).to(noisy.device)
+        coils = torch.stack([white_noise(self.operator.kspace_shape, g) for g in generators]).to(noisy.device)
+        data = self.adjoint + noise_std * self.operator.adjoint(coils)
+        ratio = (noise_std / r) ** 2
+        return self.solver.solve(data + ratio * (prior_mean + r * white), ratio, initial=prior_mean)
+
+    def _fluctuation(self, rows: RowSolver, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
+        """Gaussian (samples, y, x) with the covariance of ``x | x_t, y``."""
+        white = torch.stack([white_noise(self.operator.image_shape, g) for g in generators]).to(self.adjoint.device)
+        precision = 1 / self.error(sigma) ** 2
+        return rows.apply(lambda e: (e / self.noise_std**2 + precision) ** -0.5, white)
+
+
+def white_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Complex noise, standard deviation 1 per real and per imaginary component, on the CPU."""
+    return torch.view_as_complex(torch.randn(*shape, 2, generator=generator))
+
+
+@torch.no_grad()
+def refine(
+    posterior: PosteriorDenoiser, image: Tensor, *, steps: int = 10, high: float = 0.1, low: float = 0.01
+) -> Tensor:
+    """Annealing without noise from an image (y, x): a point estimate close to the mean of many samples.
+
+    The average of a few samples still carries a share of their spread. Falling conditional means, started at that
+    average, remove it.
+    """
+    image = image[None]
+    for sigma in noise_schedule(steps, high, low):
+        image = posterior(image, sigma) * posterior.support
+    return image[0]
