@@ -16,7 +16,7 @@ from mri_ambient.volumes import load_volume
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--prior", default="brain")
+    parser.add_argument("--prior", default="brain-r4")
     parser.add_argument("--accel", type=float, default=4)
     parser.add_argument("--matrix", type=int, default=192)
     parser.add_argument("--out", type=Path, required=True)

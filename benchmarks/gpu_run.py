@@ -27,7 +27,11 @@ NOTES = {
     "coils": 8,
     "simulated": "multi-coil k-space from magnitude volumes, noise 0.02 of the 99th percentile",
 }
-PRIORS = {"brain-r4": {"method": "ambient", "accel": 4}, "brain-full": {"method": "supervised"}}
+PRIORS = {
+    "brain-r4": {"method": "ambient", "accel": 4},
+    "brain-mix": {"method": "ambient", "accel": (2, 3, 4, 6, 8)},
+    "brain-full": {"method": "supervised"},
+}
 
 
 class OutOfTime(Exception):

@@ -31,6 +31,7 @@ CONVENTIONS = {
 }
 RUN_FILE = "prior.safetensors"
 DEFAULT_PRIOR = "brain"
+DEFAULT_IS = "brain-full"  # the shipped prior that this name stands for
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,10 @@ def find_prior(name: str | Path) -> Path:
 
 
 def shipped_priors() -> dict[str, Path]:
-    """Names and files of the priors that come with the package."""
+    """Names and files of the priors that come with the package; the default stands for one of the others."""
     folder = Path(str(resources.files("mri_ambient.weights")))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    found = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return {DEFAULT_PRIOR: found[DEFAULT_IS], **found}
 
 
 def read_card(name: str | Path) -> dict[str, Any]:
