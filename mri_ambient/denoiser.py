@@ -201,6 +201,10 @@ class Denoiser(nn.Module):
         -------
         Tensor (batch, y, x), complex64
         """
+        return self.explain(z, sigma, operator)[0]
+
+    def explain(self, z: Tensor, sigma: float | Tensor, operator: Sense | None = None) -> tuple[Tensor, Tensor]:
+        """The estimate, and what the network added in units of the expected error; both (batch, y, x)."""
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=z.device).expand(len(z))
         mask = None if operator is None else operator.mask.to(z.device)
         features, missing = _features(sigma, mask, z.shape[-2:], self.config.sigma_data)
@@ -209,14 +213,18 @@ class Denoiser(nn.Module):
         shrink = variance / (variance + sigma**2)
         c_in = (shrink / variance).sqrt()[:, None, None]
         c_out = (sigma**2 * shrink + MISSING_VARIANCE * variance * missing).sqrt()
-        linear = wiener(z, sigma, operator, self.config.sigma_data)
-        inputs = torch.cat((_channels(z * c_in), _channels(linear / self.config.sigma_data)), dim=1)
+        guess = self.first_guess(z, sigma, operator)
+        inputs = torch.cat((_channels(z * c_in), _channels(guess / self.config.sigma_data)), dim=1)
         residual = _image(self._run(inputs, condition))
-        estimate = linear + c_out[:, None, None] * residual
-        if operator is None:
-            return estimate
-        tau = c_out * self.log_tau(condition)[:, 0].exp()
-        return soft_data_consistency(z, estimate, sigma, tau, operator)
+        estimate = guess + c_out[:, None, None] * residual
+        if operator is not None:
+            tau = c_out * self.log_tau(condition)[:, 0].exp()
+            estimate = soft_data_consistency(z, estimate, sigma, tau, operator)
+        return estimate, residual
+
+    def first_guess(self, z: Tensor, sigma: Tensor, operator: Sense | None = None) -> Tensor:
+        """What the network starts from: the linear estimate."""
+        return wiener(z, sigma, operator, self.config.sigma_data)
 
     def _run(self, inputs: Tensor, condition: Tensor) -> Tensor:
         """The real-valued network, the only part under autocast."""

@@ -111,9 +111,8 @@ def prepare(
     simulation : Simulation
         For volumes.
     seed : int
-    reference : bool
-        Store the image of the fully sampled (for volumes: noise-free) data, for supervised training; otherwise a first
-        linear reconstruction of the undersampled data.
+    reconstruct : callable, optional
+        First image of an undersampled slice. None stores that of the fully sampled (for volumes: noise-free) data.
     noise_std : float, optional
         Noise of k-space files in their own units, where the user knows it.
     progress : callable

@@ -180,7 +180,9 @@ def check_resumable(folder: Path, config: TrainConfig) -> None:
 
 def _shown(value: Any) -> str:
     """A setting as the user gave it."""
-    return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) or "none"
+    return str(value)
 
 
 def choose_device(device: str, precision: str) -> tuple[torch.device, torch.dtype]:

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mri_ambient.denoiser import CONVERGED, _channels, _image, wiener, zero
-from mri_ambient.operators import Sense, conjugate_gradient
+from mri_ambient.denoiser import _channels, _image, soft_data_consistency, wiener, zero
+from mri_ambient.operators import Sense
 
 FIRST_TAU = 0.3  # in units of sigma_data
 
@@ -116,16 +116,7 @@ class Unrolled(nn.Module):
         if operator is None:
             ratio = (sigma / tau)[:, None, None] ** 2
             return (z + ratio * image) / (1 + ratio)
-        ratio = (sigma / tau) ** 2
-        solution = conjugate_gradient(
-            operator.normal,
-            z + ratio[:, None, None] * image,
-            regularisation=ratio,
-            initial=image,
-            iterations=self.config.iterations,
-            tolerance=CONVERGED,
-        )
-        return solution.solution
+        return soft_data_consistency(z, image, sigma, tau, operator, self.config.iterations)
 
     def _improved(self, image: Tensor) -> Tensor:
         """The image plus what the U-Net says, the only part under autocast."""

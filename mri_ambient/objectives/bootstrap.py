@@ -43,16 +43,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mri_ambient.denoiser import (
-    MISSING_VARIANCE,
-    Denoiser,
-    DenoiserConfig,
-    _channels,
-    _features,
-    _image,
-    soft_data_consistency,
-    wiener,
-)
+from mri_ambient.denoiser import Denoiser, DenoiserConfig, wiener
 from mri_ambient.errors import InputError
 from mri_ambient.objectives.ambient import Ambient
 from mri_ambient.objectives.base import Batch
@@ -242,29 +233,6 @@ class ComposedDenoiser(Denoiser):
             raise InputError("Bootstrapping needs at least one view: train one and name its prior with --views.")
         experts = [ViewDenoiser(view, denoiser) for view, denoiser in views]
         self.experts = nn.ModuleList(experts).eval().requires_grad_(False)
-
-    def forward(self, z: Tensor, sigma: float | Tensor, operator: Sense | None = None) -> Tensor:
-        """Estimate the image; arguments as of `Denoiser`."""
-        return self.explain(z, sigma, operator)[0]
-
-    def explain(self, z: Tensor, sigma: float | Tensor, operator: Sense | None = None) -> tuple[Tensor, Tensor]:
-        """The estimate, and what the residual network added in units of the expected error; both (batch, y, x)."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=z.device).expand(len(z))
-        mask = None if operator is None else operator.mask.to(z.device)
-        features, missing = _features(sigma, mask, z.shape[-2:], self.config.sigma_data)
-        condition = self.embed(features)
-        variance = self.config.sigma_data**2
-        shrink = variance / (variance + sigma**2)
-        c_in = (shrink / variance).sqrt()[:, None, None]
-        c_out = (sigma**2 * shrink + MISSING_VARIANCE * variance * missing).sqrt()
-        guess = self.first_guess(z, sigma, operator)
-        inputs = torch.cat((_channels(z * c_in), _channels(guess / self.config.sigma_data)), dim=1)
-        residual = _image(self._run(inputs, condition))
-        estimate = guess + c_out[:, None, None] * residual
-        if operator is not None:
-            tau = c_out * self.log_tau(condition)[:, 0].exp()
-            estimate = soft_data_consistency(z, estimate, sigma, tau, operator)
-        return estimate, residual
 
     def first_guess(self, z: Tensor, sigma: Tensor, operator: Sense | None = None) -> Tensor:
         """What the views say together, and the linear estimate in the columns that no view has."""

@@ -19,7 +19,7 @@ from mri_ambient.prior import load_prior
 from mri_ambient.recon import reconstruct
 from mri_ambient.scan import Scan, load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
-from mri_ambient.training import learning_rate, train
+from mri_ambient.training import check_resumable, learning_rate, train
 
 SETTINGS = {"preset": "tiny", "batch": 2, "strip": 16, "images": 12, "accel": 2, "device": "cpu", "precision": "fp32"}
 
@@ -280,6 +280,9 @@ def test_unusable_data_and_folders(scans, tmp_path):
     train([scans], out=tmp_path / "run2", **SETTINGS)
     with pytest.raises(InputError, match=r"other settings: accel 2(\.0)? \(now 3"):
         train([scans], out=tmp_path / "run2", **{**SETTINGS, "accel": 3})
+    check_resumable(tmp_path / "run3", TrainConfig(method="bootstrap", views=("a", "b")))
+    with pytest.raises(InputError, match=r"views a, b \(now a\)"):
+        check_resumable(tmp_path / "run3", TrainConfig(method="bootstrap", views=("a",)))
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="Cannot write"):
         train([scans], out=tmp_path / "file" / "run", **SETTINGS)
