@@ -22,11 +22,6 @@ from mri_ambient.training import Silent
 
 PROJECT = Path(__file__).resolve().parents[1]
 TRAINING = ("patient01", "patient03", "patient12")
-NOTES = {
-    "data": "open MS longitudinal database, patients 01, 03, 12 (Lesjak et al., Neuroinformatics 2016), CC BY",
-    "coils": 8,
-    "simulated": "multi-coil k-space from magnitude volumes, noise 0.02 of the 99th percentile",
-}
 PRIORS = {
     "brain-r4": {"method": "ambient", "accel": 4},
     "brain-mix": {"method": "ambient", "accel": (2, 3, 4, 6, 8)},
@@ -62,7 +57,7 @@ def train_prior(name):
     def stage(args, deadline):
         run = ma.train(
             [args.data / p for p in TRAINING], validation=[args.data / "patient04"], out=args.work / name,
-            preset=args.preset, images=args.images, matrices=(128, 160, 192, 256), device=args.device, notes=NOTES,
+            preset=args.preset, images=args.images, matrices=(128, 160, 192, 256), device=args.device,
             reporter=Deadline(deadline), **PRIORS[name],
         )  # fmt: skip
         shutil.copy(run.prior, args.out / f"{name}.safetensors")

@@ -219,13 +219,18 @@ def load_data(
     training = _prepared(data, config, folder / "data", reporter)
     if validation:
         return training, _prepared(validation, config, folder / "validation", reporter)
-    patients = sorted({r.patient for r in training.records})
-    count = max(1, len(patients) // 10) if len(patients) >= 4 else 0
-    order = torch.randperm(len(patients), generator=stream(config.seed, "validation")).tolist()
-    chosen = {patients[i] for i in order[:count]}
+    chosen = held_out_patients({r.patient for r in training.records}, config.seed)
     if not chosen:
         reporter.say("fewer than four patients and no --validation: nothing is held out")
     return training.split(chosen)
+
+
+def held_out_patients(patients: set[str], seed: int) -> set[str]:
+    """One patient in ten, if there are at least four: those that training leaves out where no validation is given."""
+    names = sorted(patients)
+    count = max(1, len(names) // 10) if len(names) >= 4 else 0
+    order = torch.randperm(len(names), generator=stream(seed, "validation")).tolist()
+    return {names[i] for i in order[:count]}
 
 
 def _prepared(data: Sequence[str | Path], config: TrainConfig, folder: Path, reporter: Reporter) -> PreparedSlices:

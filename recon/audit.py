@@ -69,7 +69,7 @@ from mri_ambient.recon.pipeline import open_prior
 from mri_ambient.scan import Scan, load_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.streams import stream
-from mri_ambient.training import Reporter, Silent, choose_device
+from mri_ambient.training import Reporter, Silent, choose_device, held_out_patients
 from mri_ambient.volumes import load_volume
 
 SIDE = 32
@@ -456,17 +456,15 @@ def ratio_interval(training: Sequence[np.ndarray], heldout: Sequence[np.ndarray]
 
 
 def _split(everything: Slices, card: dict[str, Any]) -> tuple[Slices, Slices]:
-    """Trained and unseen patients, by the rule of `mri_ambient.training.load_data`."""
-    patients = sorted(set(everything.patients))
-    count = max(1, len(patients) // 10) if len(patients) >= 4 else 0
-    order = torch.randperm(len(patients), generator=stream(card.get("seed", 0), "validation")).tolist()
-    chosen = {patients[i] for i in order[:count]}
-    if not chosen or card.get("patients") != len(patients) - count:
+    """Trained and unseen patients, by the rule that training follows."""
+    patients = set(everything.patients)
+    chosen = held_out_patients(patients, card.get("seed", 0))
+    if not chosen or card.get("patients") != len(patients - chosen):
         raise InputError(
             f"It is not clear which of the {counted(len(patients), 'patient')} training never saw: "
             "name scans of other patients with --heldout."
         )
-    return everything.of(set(patients) - chosen), everything.of(chosen)
+    return everything.of(patients - chosen), everything.of(chosen)
 
 
 def _doubts(training: Slices, heldout: Slices, card: dict[str, Any]) -> list[str]:
