@@ -86,7 +86,7 @@ class TrainConfig:
         _one_of(f"variant of {self.method}", self.form, VARIANTS[self.method])
         if (self.method == "bootstrap") != bool(self.view or self.views) or (self.view and self.views):
             raise InputError(
-                "The method bootstrap, and no other, needs either --view (train the prior of a view) or --views (priors to compose)."
+                "The method bootstrap, and no other, needs either --view (one to train) or --views (priors to compose)."
             )
         if self.init is not None and self.method in ("bootstrap", "ssdu"):
             raise InputError(f"The method {self.method} does not start from another prior.")
