@@ -9,7 +9,7 @@ from .common import print_json
 
 
 def inspect(
-    scan: Annotated[Path, typer.Argument(help="HDF5 file in the fastMRI layout.", show_default=False)],
+    scan: Annotated[Path, typer.Argument(help="Scan file; of several scans in a file FILE#NAME.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a scan file and check all of it: sizes, coils, mask, noise, problems."""
@@ -32,9 +32,12 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["noise_std"] is not None:
         noise = f"{found['noise_std']:.4g} per real component ({_NOISE_SOURCES[found['noise_source']]})"
     left, right = found["padding"]
-    mask = f"{found['mask_kind']}, {_MASK_SOURCES[found['mask_source']]}"
+    from mri_ambient.inspection import MASK_SOURCES
+
+    mask = f"{found['mask_kind']}, {MASK_SOURCES[found['mask_source']]}"
     return [
         ("file", found["path"]),
+        ("format", found["format_title"]),
         ("slices", f"{found['slices']}"),
         ("coils", f"{found['coils']}"),
         ("k-space", f"{_size(found['matrix'])}, {found['stored_as']}"),
@@ -46,8 +49,9 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("noise", noise),
         ("target", found["target"] or "none"),
         ("coil maps", "in the file" if found["sensitivity_maps"] else "none"),
-        ("header", "ISMRMRD" if found["header"] else "none"),
+        ("header", "in the file" if found["header"] else "none"),
         ("patient", found["patient"] or "not given"),
+        *((name.replace("_", " "), f"{value:.4g}") for name, value in found["details"].items()),
     ]
 
 
@@ -55,5 +59,4 @@ def _size(size: list[int]) -> str:
     return f"{size[0]} x {size[1]} (y x x)"
 
 
-_MASK_SOURCES = {"dataset": "from the file", "zeros": "detected from zeros"}
 _NOISE_SOURCES = {"file": "from the file", "estimated": "estimated from outer k-space"}

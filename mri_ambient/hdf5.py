@@ -46,30 +46,40 @@ def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
     import h5py
 
     try:
-        _check_readable(Path(path))
+        if not is_hdf5(Path(path)):
+            raise InputError(f"{path} is not an HDF5 file: convert it to HDF5 in the fastMRI layout first.")
         with h5py.File(path, "r") as file:
             yield file
     except InputError:
         raise
     except PermissionError as error:
         raise InputError(f"{path} may not be read by this user: change its permissions.") from error
-    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py reports damage as any of these
+    except (OSError, RuntimeError, LookupError, ValueError) as error:  # h5py reports damage as any of these
         raise InputError(f"{path} is truncated or damaged: copy or download it again.") from error
 
 
-def _check_readable(path: Path) -> None:
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is a folder or empty, or may not be read.
+    """
     import h5py
 
     if not path.exists():
         raise InputError(f"There is no file {path}: check the name and the folder.")
     if path.is_dir():
-        raise InputError(f"{path} is a folder where an HDF5 file is needed: name a file in it.")
-    with path.open("rb"):  # h5py does not tell a forbidden file from one in another format
-        pass
+        raise InputError(f"{path} is a folder where a file is needed: name a file in it.")
+    try:
+        with path.open("rb"):  # h5py does not tell a forbidden file from one in another format
+            pass
+    except PermissionError as error:
+        raise InputError(f"{path} may not be read by this user: change its permissions.") from error
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: copy or download it again.")
-    if not h5py.is_hdf5(path):
-        raise InputError(f"{path} is not an HDF5 file: convert it to HDF5 in the fastMRI layout first.")
+    return bool(h5py.is_hdf5(path))
 
 
 @contextmanager

@@ -34,6 +34,14 @@ class Header:
         Step of the centre of k-space and last step, along the phase encoding.
     voxel_size : tuple of float or None
         Voxel (slice, y, x) of the final image in mm.
+    readout_size : int or None
+        Samples of a readout without its oversampling: of the field of view of the final image.
+    trajectory : str or None
+        Such as cartesian, epi, radial, spiral.
+    calibration_mode : str or None
+        How lines for parallel imaging were acquired: embedded, interleaved, separate, external, other.
+    noise_bandwidth : float
+        Share of its nominal bandwidth from which the receiver takes noise.
     """
 
     encoded_size: tuple[int, int] | None = None
@@ -41,6 +49,10 @@ class Header:
     center: int | None = None
     maximum: int | None = None
     voxel_size: tuple[float, float, float] | None = None
+    readout_size: int | None = None
+    trajectory: str | None = None
+    calibration_mode: str | None = None
+    noise_bandwidth: float = 1.0
 
     def padding(self, width: int) -> tuple[int, int] | None:
         """Zero-padded columns (left, right) of k-space `width` columns wide; None if the header does not say."""
@@ -51,13 +63,29 @@ class Header:
         return max(0, left), max(0, right)
 
 
-def parse_header(xml: str | bytes) -> Header:
+def has_encoding(xml: str | bytes) -> bool:
+    """Whether a header says how k-space was encoded.
+
+    Raises
+    ------
+    InputError
+        If it is not XML.
+    """
+    try:
+        return ElementTree.fromstring(xml).find("{*}encoding/{*}encodedSpace") is not None
+    except (ElementTree.ParseError, ValueError) as error:
+        raise InputError(f"The ISMRMRD header is invalid ({error}).") from error
+
+
+def parse_header(xml: str | bytes, number: int = 0) -> Header:
     """Read the geometry from an ISMRMRD XML header, with or without its namespace.
 
     Parameters
     ----------
     xml : str or bytes
-        The header. Of several encodings the first one counts, which is the imaging data.
+        The header.
+    number : int
+        Which of several encodings; the first one is usually the imaging data.
 
     Returns
     -------
@@ -70,11 +98,15 @@ def parse_header(xml: str | bytes) -> Header:
         If it is not XML, or a size in it is not a positive number.
     """
     try:
-        encoding = ElementTree.fromstring(xml).find("{*}encoding")  # {*}: any namespace or none
+        root = ElementTree.fromstring(xml)
+        encodings = root.findall("{*}encoding")  # {*}: any namespace or none
+        encoding = encodings[number] if number < len(encodings) else None
         recon = _numbers(encoding, "reconSpace/matrixSize", "xyz", smallest=1)
         encoded = _numbers(encoding, "encodedSpace/matrixSize", "xy", smallest=1)
         field = _numbers(encoding, "reconSpace/fieldOfView_mm", "xyz", smallest=1e-3)
+        full = _numbers(encoding, "encodedSpace/fieldOfView_mm", "x", smallest=1e-3)
         limits = _numbers(encoding, "encodingLimits/kspace_encoding_step_1", ("center", "maximum"), smallest=0)
+        receiver = _numbers(root, "acquisitionSystemInformation", ("relativeReceiverNoiseBandwidth",), smallest=1e-3)
     except (ElementTree.ParseError, ValueError) as error:
         raise InputError(
             f"The ISMRMRD header is invalid ({error}): repair or delete the dataset ismrmrd_header."
@@ -85,7 +117,18 @@ def parse_header(xml: str | bytes) -> Header:
         center=int(limits[0]) if limits else None,
         maximum=int(limits[1]) if limits else None,
         voxel_size=(field[2] / recon[2], field[0] / recon[0], field[1] / recon[1]) if field and recon else None,
+        readout_size=min(round(encoded[0] * field[0] / full[0]), int(encoded[0]))
+        if encoded and field and full
+        else None,
+        trajectory=_word(encoding, "trajectory"),
+        calibration_mode=_word(encoding, "parallelImaging/calibrationMode"),
+        noise_bandwidth=receiver[0] if receiver else 1.0,
     )
+
+
+def _word(encoding: ElementTree.Element | None, path: str) -> str | None:
+    text = None if encoding is None else encoding.findtext("/".join(f"{{*}}{step}" for step in path.split("/")))
+    return text.strip().lower() or None if text else None
 
 
 def _numbers(

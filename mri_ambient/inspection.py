@@ -14,10 +14,13 @@ import numpy as np
 import torch
 
 from mri_ambient.errors import InputError
+from mri_ambient.formats.base import ScanFile
+from mri_ambient.header import Header
 from mri_ambient.operators import acs_width, estimate_noise
-from mri_ambient.readers import ScanFile, examine
+from mri_ambient.readers import examine
 from mri_ambient.scan import Scan, require_acs, scan_of
 
+MASK_SOURCES = {"dataset": "from the file", "zeros": "detected from zeros", "readouts": "from the readouts"}
 _USUAL_COILS = 64  # more are rare enough to suspect that the axes are in another order
 
 
@@ -27,7 +30,7 @@ def inspect_scan(path: str | Path) -> dict[str, Any]:
     Parameters
     ----------
     path : str or Path
-        A file in the fastMRI HDF5 layout.
+        A scan file, as in `mri_ambient.load_scan`.
 
     Returns
     -------
@@ -35,8 +38,9 @@ def inspect_scan(path: str | Path) -> dict[str, Any]:
         Ready for JSON. ``matrix``, ``recon_size`` are (y, x) and ``padding`` is (left, right); ``acceleration`` leaves
         padding out; ``acs_lines`` is the smallest number of contiguous central lines (2-D: side of the central square)
         of any slice; ``noise_std`` is per real and per imaginary component in the unit of k-space, from the file or
-        estimated from the outer samples of the middle slice, as ``noise_source`` says; ``problems`` is empty if all is
-        well.
+        estimated from the outer samples of the middle slice, as ``noise_source`` says; ``details`` tells
+        of formats that store readouts how many there are, for the noise scan and for calibration too, how many
+        averages, and the oversampling that was removed; ``problems`` is empty if all is well.
 
     Raises
     ------
@@ -51,25 +55,28 @@ def inspect_scan(path: str | Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "name": scan.name,
-        "format": "fastmri",
+        "format": found.format.name,
+        "format_title": found.format.title,
+        "part": found.part,
         "stored_as": found.dtype,
         "slices": scan.shape[0],
         "coils": scan.shape[1],
         "matrix": list(scan.shape[2:]),
         "recon_size": list(scan.recon_size),
         "padding": list(scan.padding),
-        "mask_source": "dataset" if "mask" in found.layout.axes else "zeros",
+        "mask_source": found.mask_source,
         "mask_kind": "lines" if _is_lines(scan) else "2-D",
         "mask_per_slice": scan.mask.ndim == 3,
         "acceleration": scan.acceleration,
         "acs_lines": min(int(acs_width(scan.slice_mask(index))) for index in range(scan.shape[0])),
         "noise_std": noise_std,
         "noise_source": None if noise_std is None else "file" if scan.noise_std is not None else "estimated",
-        "header": "ismrmrd_header" in found.layout.axes,
-        "target": found.source.target_name,
-        "sensitivity_maps": found.source.has_maps,
+        "header": "ismrmrd_header" in found.layout.axes or found.header != Header(),
+        "target": getattr(found.source, "target_name", None),
+        "sensitivity_maps": getattr(found.source, "has_maps", False),
         "patient": scan.patient,
         "attributes": scan.attributes,
+        "details": found.details,
         "problems": problems,
     }
 
@@ -98,7 +105,7 @@ def _structure_problems(found: ScanFile, scan: Scan) -> list[str]:
         problems.append(str(error))
     if coils > _USUAL_COILS:
         problems.append(f"{coils} coils are unusually many: check that the axes are (slice, coil, y, x).")
-    if found.source.axes == ("slice", "y", "x") and found.source.target_name is None:
+    if found.layout.axes.get("kspace") == ("slice", "y", "x") and not scan.has_target:
         problems.append(
             f"The first axis of the 3-D k-space is read as {slices} slices of one coil: if it counts coils, set the "
             'attribute axes of the dataset kspace to "coil,y,x".'
@@ -106,7 +113,7 @@ def _structure_problems(found: ScanFile, scan: Scan) -> list[str]:
     encoded = found.header.encoded_size
     if encoded is not None and encoded[1] != width:
         problems.append(f"The header declares {encoded[1]} phase-encoding columns but k-space has {width}.")
-    size = found.source.target_size
+    size = scan.source.target_size
     if size is not None and (size[0] > height or size[1] > width):
         problems.append(f"The target of {size[0]} x {size[1]} is larger than the field of view of {height} x {width}.")
     return problems

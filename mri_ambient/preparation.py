@@ -21,6 +21,7 @@ from mri_ambient.calibration import Calibration, PreparedSlice, calibrate, prepa
 from mri_ambient.dataset import PreparedSlices, Record, save_array, write_atomically
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern, Sense, acs_width, ifft1c
+from mri_ambient.readers import PATTERNS, is_scan, split_part
 from mri_ambient.scan import Scan, load_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.streams import stream
@@ -53,7 +54,7 @@ def find_sources(data: Sequence[str | Path]) -> list[Path]:
         path = Path(item)
         matches = (
             [path]
-            if path.exists()
+            if split_part(path)[0].exists()
             else sorted(Path().glob(str(item)))
             if not path.is_absolute()
             else _absolute_glob(path)
@@ -63,7 +64,7 @@ def find_sources(data: Sequence[str | Path]) -> list[Path]:
         for match in matches:
             found.update(_usable(match))
     if not found:
-        raise InputError(f"No k-space (.h5), NIfTI (.nii, .nii.gz) or DICOM files in {', '.join(map(str, data))}.")
+        raise InputError(f"No k-space, NIfTI (.nii, .nii.gz) or DICOM files in {', '.join(map(str, data))}.")
     return sorted(found)
 
 
@@ -72,18 +73,18 @@ def _absolute_glob(path: Path) -> list[Path]:
 
 
 def _usable(path: Path) -> Iterator[Path]:
-    if path.is_file():
+    if not path.is_dir():
         yield path
         return
     folders = {p.parent for pattern in ("*.dcm", "*.DCM", "*.IMA") for p in path.rglob(pattern)}
     yield from folders
-    for pattern in ("*.h5", "*.nii", "*.nii.gz"):
+    for pattern in (*PATTERNS, "*.nii", "*.nii.gz"):
         yield from path.rglob(pattern)
 
 
 def is_volume(path: Path) -> bool:
     """Whether a source is a magnitude volume, to be simulated, rather than k-space."""
-    return path.is_dir() or not path.name.endswith((".h5", ".hdf5"))
+    return path.is_dir() or not is_scan(path)
 
 
 def prepare(
@@ -139,9 +140,26 @@ def prepare(
     progress(len(sources), len(sources))
     if not records:
         raise InputError("None of the training slices shows any anatomy.")
-    prepared = PreparedSlices(folder, records, mask)
-    prepared.check_variety()
-    return prepared
+    return PreparedSlices(folder, records, mask)
+
+
+def is_fully_sampled(scan: Scan) -> bool:
+    """Whether every line was acquired, zero-padded ones apart."""
+    return scan.acceleration < 1.01
+
+
+def require_full_sampling(scan: Scan) -> None:
+    """Refuse an undersampled scan where references are needed.
+
+    Raises
+    ------
+    InputError
+        If it is, with a method that works.
+    """
+    if not is_fully_sampled(scan):
+        raise InputError(
+            f"Supervised training needs fully sampled scans, but {scan.name} is undersampled: use --method ambient."
+        )
 
 
 def _open(source: Path | Volume, simulation: Simulation, seed: int, number: int) -> tuple[Scan, Scan | None]:
@@ -168,11 +186,9 @@ def _prepare_scan(
     noise_std: float | None,
 ) -> Iterator[Record]:
     full = scan
-    retrospective = scan.acceleration < 1.01  # fully sampled
-    if reconstruct is None and not retrospective:
-        raise InputError(
-            f"Supervised training needs fully sampled scans, but {scan.name} is undersampled: use --method ambient."
-        )
+    retrospective = is_fully_sampled(scan)
+    if reconstruct is None:
+        require_full_sampling(scan)
     shape = scan.shape[2], scan.shape[3]
     if retrospective:
         masks = [pattern.sample(shape, stream(seed, "mask", number, i)) for i in range(scan.shape[0])]

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from mri_ambient.errors import InputError
+from mri_ambient.formats.base import ScanFile, SeveralScansError, Shape, Source, array_source
 from mri_ambient.hdf5 import create_hdf5
 from mri_ambient.operators import acs_width
-from mri_ambient.readers import ScanFile, Shape, Source, array_source, examine
+from mri_ambient.readers import examine
 from mri_ambient.sampling import collapse_mask, detect_samples, fitting_mask, resolve_sampling
 
+_FEWEST = 5  # lines without which no sensitivity can be calibrated, not even of a tiny matrix
 _OWN_FIELDS = ("noise_std", "patient_id", "recon_size", "padding")  # kept as fields of Scan, not among its attributes
 
 
@@ -237,48 +239,53 @@ class Scan:
 
 
 def load_scan(path: str | Path) -> Scan:
-    """Open a scan in the fastMRI HDF5 layout (``data_specs/fastmri.yaml``), with or without mask, header and target.
+    """Open a scan file in any of the formats of ``data_specs``, recognised by its content.
 
     Parameters
     ----------
     path : str or Path
-        The file. It is checked, and read only as far as that needs; it must stay in place while the scan is used.
+        The file (of a BART pair either, or their name without ending). If it holds several scans, with the name of one
+        of them, as in ``scan.h5#contrast=1``. It is checked, and read only as far as that needs; it must stay in place
+        while the scan is used.
 
     Returns
     -------
     Scan
-        The scan. Without a mask in the file it is detected from samples that are exactly zero.
+        The scan. Where the format does not tell what was acquired, it is detected from samples that are exactly zero.
 
     Raises
     ------
     InputError
-        If the file cannot be used; the message says why and what to do.
-
-    References
-    ----------
-    J. Zbontar et al., "fastMRI: an open dataset and benchmarks for accelerated MRI", arXiv:1811.08839.
+        If the file cannot be used, or holds several scans and none is named; the message says what to do.
     """
     return scan_of(examine(path))
 
 
+def load_scans(path: str | Path) -> list[Scan]:
+    """Open all scans of a file; parameters and errors as in `load_scan`."""
+    try:
+        return [load_scan(path)]
+    except SeveralScansError as several:
+        return [scan for part in several.parts for scan in load_scans(several.name(part))]
+
+
 def scan_of(found: ScanFile) -> Scan:
     """Make the scan of an examined file."""
-    source, stored = found.source, found.layout.attributes
     attributes = {name: value for name, value in found.attributes.items() if name not in _OWN_FIELDS}
     if found.header.voxel_size is not None:
         names = ("voxel_mm_slice", "voxel_mm_y", "voxel_mm_x")
         attributes.update(zip(names, found.header.voxel_size, strict=True))
     return Scan(
-        name=source.path.stem,
-        shape=source.shape,
+        name=found.name,
+        shape=found.shape,
         mask=torch.from_numpy(found.sampling.mask),
-        noise_std=stored.get("noise_std"),
-        recon_size=_fitting(source.target_size or found.header.recon_size or stored.get("recon_size"), source.shape),
+        noise_std=found.noise_std,
+        recon_size=_fitting(found.recon_size, found.shape),
         padding=found.sampling.padding,
-        patient=stored.get("patient_id"),
+        patient=found.layout.attributes.get("patient_id"),
         attributes=attributes,
-        path=source.path,
-        source=source,
+        path=found.path,
+        source=found.source,
     )
 
 
@@ -344,11 +351,12 @@ def require_acs(scan: Scan, minimum: int = 8) -> int:
     masks = scan.mask if scan.mask.ndim == 3 else scan.mask[None]
     widths = [int(acs_width(mask[0] if mask.ndim == 2 and len(mask) == 1 else mask)) for mask in masks]
     fewest = min(widths)
-    if fewest < min(minimum, *scan.shape[2:]):
+    side = min(scan.shape[2:])
+    if min(fewest, side) < min(minimum, max(_FEWEST, side)):
         where = scan.name if len(widths) == 1 else f"slice {widths.index(fewest)} of {scan.name}"
         raise InputError(
-            f"Only {fewest} contiguous central k-space lines were acquired in {where}, and coil calibration needs "
-            f"{minimum}: use a mask with a wider fully sampled centre."
+            f"Only {min(fewest, side)} contiguous central k-space lines were acquired in {where}, and coil calibration "
+            f"needs {minimum}: use a mask with a wider fully sampled centre."
         )
     return fewest
 

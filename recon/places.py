@@ -8,6 +8,7 @@ from tempfile import TemporaryFile
 
 from mri_ambient.errors import InputError
 from mri_ambient.preparation import find_sources, is_volume
+from mri_ambient.readers import split_part
 from mri_ambient.recon.evaluation import SUFFIX
 
 
@@ -19,7 +20,7 @@ def find_scans(scans: Sequence[str | Path]) -> list[Path]:
     Raises
     ------
     InputError
-        If a pattern matches nothing, or a folder holds no ``.h5`` file.
+        If a pattern matches nothing, or a folder holds no scan.
     """
     found: dict[Path, Path] = {}
     for item in scans:
@@ -27,7 +28,7 @@ def find_scans(scans: Sequence[str | Path]) -> list[Path]:
         if path.is_dir() or (not path.exists() and any(sign in str(item) for sign in "*?[")):
             matches = [m for m in find_sources([item]) if not is_volume(m) and not m.stem.endswith(SUFFIX)]
             if not matches:
-                raise InputError(f"There is no scan (.h5) in {item}: name HDF5 files in the fastMRI layout.")
+                raise InputError(f"There is no scan in {item}: name files with k-space.")
         else:
             matches = [path]
         for match in matches:
@@ -35,16 +36,22 @@ def find_scans(scans: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
+def result_stem(scan: str | Path) -> str:
+    """Name of a scan's results without ending: that of the file, with the scan's where the file holds several."""
+    file, part = split_part(scan)
+    return f"{file.stem}_{part}" if part else file.stem
+
+
 def output_folders(scans: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     """Every scan with the folder for its results: `out`, or folders below it where names would collide."""
-    if len({path.stem for path in scans}) == len(scans):
+    if len({result_stem(path) for path in scans}) == len(scans):
         return [(path, out) for path in scans]
     parents = [path.resolve().parent for path in scans]
     common = commonpath(parents)
     jobs = [(path, out / parent.relative_to(common)) for path, parent in zip(scans, parents, strict=True)]
     taken: dict[tuple[Path, str], Path] = {}
     for path, folder in jobs:
-        other = taken.setdefault((folder, path.stem), path)
+        other = taken.setdefault((folder, result_stem(path)), path)
         if other != path:
             raise InputError(f"{other} and {path} would have the same result: reconstruct them into different folders.")
     return jobs

@@ -48,6 +48,8 @@ def test_description(tmp_path, kspace):
         "path": str(path),
         "name": "a",
         "format": "fastmri",
+        "format_title": "fastMRI HDF5",
+        "part": "",
         "stored_as": "complex64",
         "slices": 2,
         "coils": 3,
@@ -65,6 +67,7 @@ def test_description(tmp_path, kspace):
         "sensitivity_maps": False,
         "patient": "p",
         "attributes": {"acquisition": "T1"},
+        "details": {},
         "problems": [],
     }
     assert noise == pytest.approx(0.5, rel=0.25)

@@ -476,8 +476,15 @@ class TestArrays:
         assert repr(Scan.from_arrays(kspace, name="a")) == "Scan('a', 2 slices, 3 coils, 20 x 17, R=1)"
 
 
-def test_specification_is_documented():
-    text = (resources.files("mri_ambient.data_specs") / "README.md").read_text(encoding="utf-8")
-    specification = load_specification("fastmri")
-    for name in [*specification.datasets, *specification.attributes]:
-        assert f"`{name}`" in text, name
+def test_specifications_are_documented():
+    folder = resources.files("mri_ambient.data_specs")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    assert names == ["bart", "calgary", "fastmri", "ismrmrd", "m4raw", "twix"]
+    for name in names:
+        specification = load_specification(name)
+        assert specification.name == name
+        for word in [name, *specification.datasets, *specification.attributes]:
+            assert f"`{word}`" in text, word
+        for dataset in specification.datasets.values():
+            assert {axis for axes in dataset.axes for axis in axes} <= {*specification.axes, "item"}
