@@ -240,13 +240,12 @@ MISSING_VARIANCE = 0.1  # share of the image variance that undersampling can hid
 
 
 def wiener(z: Tensor, sigma: Tensor, operator: Sense | None, sigma_data: float, iterations: int = 6) -> Tensor:
-    """Linear estimate ``(A^H A + sigma^2 / sigma_data^2)^-1 z`` for white images; no gradient."""
-    with torch.no_grad():
-        ratio = (sigma / sigma_data) ** 2
-        if operator is None:
-            return z / (1 + ratio)[:, None, None]
-        ratio = ratio.clamp_min(1e-3)  # beyond this a few iterations cannot resolve, and noise is amplified
-        return conjugate_gradient(operator.normal, z, regularisation=ratio, iterations=iterations, tolerance=0).solution
+    """Linear estimate ``(A^H A + sigma^2 / sigma_data^2)^-1 z`` for white images; differentiable in `z`."""
+    ratio = (sigma / sigma_data) ** 2
+    if operator is None:
+        return z / (1 + ratio)[:, None, None]
+    ratio = ratio.clamp_min(1e-3)  # beyond this a few iterations cannot resolve, and noise is amplified
+    return conjugate_gradient(operator.normal, z, regularisation=ratio, iterations=iterations, tolerance=0).solution
 
 
 def soft_data_consistency(

@@ -136,3 +136,29 @@ def test_noise_schedule():
 
 def test_config_round_trip():
     assert DenoiserConfig.from_dict(PRESETS["base"].to_dict()) == PRESETS["base"]
+
+
+def slopes(function, z, step):
+    """A directional derivative by the vector-Jacobian product and by finite differences."""
+    direction, g = (normal(z.shape, seed).to(z.dtype) for seed in (2, 3))
+    leaf = z.clone().requires_grad_()
+    (pulled,) = torch.autograd.grad(function(leaf), leaf, g)
+    change = (function(z + step * direction) - function(z - step * direction)) / (2 * step)
+    return (pulled.conj() * direction).sum().real, (g.conj() * change).sum().real
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_by_the_input_are_those_of_finite_differences(masked):
+    op = operator((8, 7)) if masked else None
+    sigma = torch.tensor([0.3], dtype=torch.float64)
+    torch.testing.assert_close(*slopes(lambda z: wiener(z, sigma, op, 0.25), normal((1, 8, 7), 1), 1e-5))
+    model = trained_like()
+    op = None if op is None else Sense(op.sensitivity_maps.to(torch.complex64), op.mask)
+    found = slopes(lambda z: model(z, 0.3, op), normal((1, 8, 7), 1).to(torch.complex64), 1e-3)
+    torch.testing.assert_close(*found, rtol=2e-3, atol=1e-3)
+
+
+def test_the_linear_part_stores_no_graph_where_the_input_needs_no_gradient():
+    z, sigma = normal((1, 4, 6), 1), torch.tensor([0.3])
+    assert not wiener(z, sigma, operator(), 0.25).requires_grad
+    assert not wiener(z, sigma, None, 0.25).requires_grad
