@@ -12,7 +12,9 @@ from .options import ACCEL, DEVICE, FORMATS, MASK, PRECISION, QUIET, RECON_METHO
 def recon(
     scans: Annotated[
         list[str],
-        typer.Argument(metavar="SCAN", help="HDF5 files in the fastMRI layout, folders, patterns.", show_default=False),
+        typer.Argument(
+            metavar="SCAN", help="Scan files of any format that inspect knows, folders, patterns.", show_default=False
+        ),
     ],
     prior: Annotated[str, typer.Option(help="Shipped name, file, or folder of a training run.")] = "brain",
     method: Annotated[str, typer.Option(help=f"{', '.join(RECON_METHODS)}.")] = "posterior",
@@ -36,6 +38,12 @@ def recon(
     precision: PRECISION = "auto",
     keep_samples: Annotated[bool, typer.Option("--keep-samples", help="Store the samples, too.")] = False,
     keep_maps: Annotated[bool, typer.Option("--keep-maps", help="Store the sensitivity maps, too.")] = False,
+    calibration: Annotated[
+        bool,
+        typer.Option(
+            "--calibration/--no-calibration", help="Check against held-out k-space and scale the error bars by it."
+        ),
+    ] = True,
     quiet: QUIET = False,
 ) -> None:
     """Reconstruct scans, at any acceleration, with any Cartesian mask. A scan that fails does not stop the others."""
@@ -49,7 +57,7 @@ def recon(
         codes.append(report(error, str(scan)))
         failures.append({"scan": str(scan), "error": str(error)})
 
-    settings = Settings(method, samples, steps, seed, keep_samples, keep_maps)
+    settings = Settings(method, samples, steps, seed, keep_samples, keep_maps, calibration)
     files = FileSettings(accel, chosen_mask(accel, mask), noise, tuple(formats or ("h5",)), html)
     with Terminal(quiet=quiet, lines=not as_json) as terminal:
         done = reconstruct_files(

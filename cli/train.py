@@ -43,6 +43,9 @@ def train(
     preset: Annotated[str, typer.Option(help=f"Size of the network: {', '.join(PRESETS)}.")] = "small",
     images: Annotated[int, typer.Option(help="Training length, in examples.")] = 60_000,
     init: Annotated[str | None, typer.Option(help="Prior to start from.", show_default="none")] = None,
+    laps: Annotated[
+        int | None, typer.Option(help="em: how often to draw and learn, --images each.", show_default="1")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/<method>-r<accel>")] = None,
     validation: Annotated[
         list[str] | None,
@@ -70,7 +73,7 @@ def train(
     accelerations = tuple(accel or (4.0,))
     settings: dict[str, Any] = {
         "accel": accelerations, "mask": mask, "method": method, "variant": variant,
-        "view": view, "views": tuple(views or ()), "preset": preset, "images": images, "init": init,
+        "view": view, "views": tuple(views or ()), "preset": preset, "images": images, "init": init, "laps": laps,
         "noise": noise, "coils": coils, "matrices": tuple(matrix or ()), "seed": seed,
     }  # fmt: skip
     folder = out or Path("runs") / f"{method}-r{'-'.join(f'{a:g}' for a in accelerations)}"
@@ -79,7 +82,7 @@ def train(
 
         show(data or [], validation or [], folder, settings, device, precision)
         return
-    from mri_ambient.training import train as run_training
+    from mri_ambient.recon.em import train as run_training
 
     try:
         with Terminal(quiet=quiet) as terminal:

@@ -14,10 +14,11 @@ _LAZY = {
     "Scan": "mri_ambient.scan",
     "load_prior": "mri_ambient.prior",
     "load_scan": "mri_ambient.scan",
+    "load_scans": "mri_ambient.scan",
     "load_volume": "mri_ambient.volumes",
     "reconstruct": "mri_ambient.recon.pipeline",
     "simulate_scan": "mri_ambient.simulate",
-    "train": "mri_ambient.training",
+    "train": "mri_ambient.recon.em",
     "write_scan": "mri_ambient.scan",
 }
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "load_prior",
     "load_scan",
+    "load_scans",
     "load_volume",
     "reconstruct",
     "simulate_scan",
@@ -36,11 +38,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mri_ambient.prior import Prior, load_prior
+    from mri_ambient.recon.em import train
     from mri_ambient.recon.pipeline import reconstruct
     from mri_ambient.recon.result import Reconstruction
-    from mri_ambient.scan import Scan, load_scan, write_scan
+    from mri_ambient.scan import Scan, load_scan, load_scans, write_scan
     from mri_ambient.simulate import simulate_scan
-    from mri_ambient.training import train
     from mri_ambient.volumes import load_volume
 
 

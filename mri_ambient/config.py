@@ -14,8 +14,13 @@ VARIANTS = {  # of each method, the default first
     "tweedie": ("",),
     "bootstrap": ("undersampled", "clean"),
     "ssdu": ("weighted", "published"),
+    "unet": ("",),
+    "varnet": ("",),
+    "em": ("",),
 }
 METHODS = tuple(VARIANTS)
+END_TO_END = ("unet", "varnet")  # supervised reconstruction networks
+RECONSTRUCTIONS = ("ssdu", *END_TO_END)  # methods that give a reconstruction network, not a prior
 MASKS = ("random", "bernoulli", "equispaced", "gaussian", "poisson")
 
 
@@ -26,7 +31,8 @@ class TrainConfig:
     Attributes
     ----------
     method : str
-        "supervised" learns from fully sampled scans, all others from undersampled ones (`mri_ambient.objectives`).
+        "supervised", "unet" and "varnet" learn from fully sampled scans, all others from undersampled ones
+        (`mri_ambient.objectives`).
     variant : str
         Of the method, see `VARIANTS`; "" is the default.
     view : str
@@ -44,7 +50,7 @@ class TrainConfig:
     batch : int
         Patches a step; half as many strips of slices with their k-space come with them.
     patch, strip : int
-        Side of a patch, rows of a strip.
+        Side of a patch, rows of a strip (U-Net and VarNet: whole slices).
     learning_rate : float
         Peak of the schedule (warm-up, then cosine to zero).
     ema : float
@@ -58,6 +64,8 @@ class TrainConfig:
         the 99th percentile of the image.
     init : str or None
         Prior to start from.
+    laps : int or None
+        EM: how often the training scans' posterior is drawn from and learned (None: once), `images` examples a lap.
     seed : int
     """
 
@@ -79,6 +87,7 @@ class TrainConfig:
     matrices: tuple[int, ...] = ()
     noise: float | None = None
     init: str | None = None
+    laps: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -88,8 +97,9 @@ class TrainConfig:
             raise InputError(
                 "The method bootstrap, and no other, needs either --view (one to train) or --views (priors to compose)."
             )
-        if self.init is not None and self.method in ("bootstrap", "ssdu"):
+        if self.init is not None and self.method in ("bootstrap", *RECONSTRUCTIONS):
             raise InputError(f"The method {self.method} does not start from another prior.")
+        self._check_laps()
         _one_of("mask", self.mask, MASKS)
         _one_of("preset", self.preset, tuple(PRESETS))
         object.__setattr__(self, "accel", _numbers(self.accel))
@@ -106,6 +116,16 @@ class TrainConfig:
             _within("matrix", matrix, 16, 2048)
         if self.noise is not None:
             _within("noise", self.noise, 0, 1e12)
+
+    def _check_laps(self) -> None:
+        if self.method != "em":
+            if self.laps is not None:
+                raise InputError(f"The method {self.method} has no laps: only em, which starts from --init, has.")
+            return
+        if self.init is None:
+            raise InputError("The method em draws from a prior: name one with --init, a shipped one or a run.")
+        object.__setattr__(self, "laps", 1 if self.laps is None else self.laps)
+        _within("laps", self.laps or 0, 1, 1000)
 
     @property
     def form(self) -> str:

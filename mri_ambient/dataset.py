@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mri_ambient.errors import InputError
 from mri_ambient.objectives.base import Batch
 from mri_ambient.operators import MaskPattern, Sense, fft1c
 
@@ -206,23 +205,13 @@ class PreparedSlices:
             self._probability[key][:, shape[1] - right :] = 0
         return self._probability[key]
 
+    def patterns(self) -> list[tuple[Tensor, int]]:
+        """Probability and size of the fully sampled centre of every sampling pattern in the data."""
+        table = {(r.retrospective, r.acceleration, r.line_mask, r.padding, r.shape[1:], r.acs): r for r in self.records}
+        return [(self.probability(record), record.acs) for record in table.values()]
+
     def _comparable(self, a: Record, b: Record) -> bool:
         return (a.retrospective, a.line_mask, a.shape[1:]) == (b.retrospective, b.line_mask, b.shape[1:])
-
-    def check_variety(self) -> None:
-        """Refuse an archive from which held-out lines teach nothing: every scan acquired the same lines.
-
-        Raises
-        ------
-        InputError
-            If so.
-        """
-        frequencies = [self.probability(r) for r in self.records if not r.retrospective]
-        if frequencies and all(bool(((p == 0) | (p == 1)).all() and (p == 0).any()) for p in frequencies):
-            raise InputError(
-                "All scans acquired the same lines, so that the others are never seen: ambient training needs scans "
-                "with different masks (for example shifted offsets)."
-            )
 
 
 def _random_factor(u: float, v: float) -> Tensor:

@@ -8,14 +8,21 @@ Given ``y = A x + n`` and a noisy image :math:`x_t = x + \sigma \epsilon`, let t
            = (A^H A + \lambda I)^{-1} (A^H y + \lambda D), \qquad \lambda = \sigma_n^2 / r^2 .
 
 Line masks are solved exactly (`RowSolver`: one eigendecomposition per slice for all levels and samples), others by
-conjugate gradients. There is no step size to choose and no gradient through the network. :math:`r(\sigma)` is the
-error of the denoiser at that level, measured when the prior was made.
+conjugate gradients. There is no step size to choose and no gradient through the network.
+
+Draws. A perturbed image ``D + f`` and perturbed data ``y + n'`` go through the same linear map. If ``f`` is white with
+standard deviation ``r``, the result is an exact draw of that Gaussian. But the error of a denoiser is not white: it is
+by far largest at low frequencies (`mri_ambient.denoiser_error`). ``f`` is therefore drawn with the measured spectrum,
+while the weight ``r`` of the data stays one number: the draws then have the covariance
+:math:`(I - KA)\,C\,(I - KA)^H + 2\sigma_n^2 K K^H` of the error that an estimator with gain ``K`` makes when the
+denoiser's error has covariance ``C``, whatever the gain. With white fluctuations of an ``r`` that is right on average,
+unmeasured low frequencies are under-dispersed and high ones too noisy.
 
 References
 ----------
 J. Song, A. Vahdat, M. Mardani, J. Kautz, Pseudoinverse-guided diffusion models for inverse problems, ICLR 2023 (the
 isotropic approximation). G. Papandreou, A. Yuille, Gaussian sampling by local perturbations, NIPS 2010 (draws by
-solving a perturbed system, for masks without an eigendecomposition).
+solving a perturbed system).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,9 +32,11 @@ import torch
 from torch import Tensor
 
 from mri_ambient.denoiser import noise_schedule
-from mri_ambient.operators import CgSolver, RowSolver, Sense, normal_solver
+from mri_ambient.operators import CgSolver, RowSolver, Sense, ifft2c, normal_solver
 
-ERROR_FACTOR = 3.0  # the denoiser's error on scans over its error on the reconstructions it was trained on
+# Both were chosen with priors learned on patients 01 and 03, on patient 12 at R = 2, 4, 8 (docs/research-log.md).
+ERROR_FACTOR = 3.0  # error at the frequencies that undersampling hides, over the root mean square error
+SPREAD_FACTOR = 2.0  # error on the images of a chain, over the error on noised images
 MIN_NOISE = 1e-4  # in prior units: below this data count as exact to single precision
 
 
@@ -53,9 +62,12 @@ class PosteriorDenoiser:
     noise_std : float
         Of `kspace`, per real component; positive.
     error : callable
-        ``sigma -> r``, the root mean square error of the denoiser per real component.
+        ``sigma -> r``, the error of the denoiser per real component that the data are weighted with.
     solver : RowSolver or CgSolver, optional
         For ``(A^H A + lambda) u = b``. Default: whichever fits the mask.
+    spectrum : callable, optional
+        ``sigma -> (y, x)``, standard deviation per real component of the denoiser's error in centred k-space. Default:
+        white, of standard deviation ``r``.
 
     Attributes
     ----------
@@ -78,6 +90,7 @@ class PosteriorDenoiser:
         noise_std: float,
         error: Callable[[float], float],
         solver: RowSolver | CgSolver | None = None,
+        spectrum: Callable[[float], Tensor] | None = None,
     ) -> None:
         if not noise_std > 0:
             raise ValueError("posterior sampling needs a positive noise level")
@@ -85,6 +98,7 @@ class PosteriorDenoiser:
         self.operator = operator
         self.noise_std = noise_std
         self.error = error
+        self.spectrum = spectrum
         self.solver = solver or normal_solver(operator)
         self.adjoint = operator.adjoint(kspace)
         self.support = operator.sensitivity_maps.abs().amax(-3) > 0
@@ -99,22 +113,29 @@ class PosteriorDenoiser:
 
     def draw(self, noisy: Tensor, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
         """One draw (samples, y, x) of ``x | x_t, y`` for each noisy image, one generator a sample."""
-        if isinstance(self.solver, RowSolver):
-            return self(noisy, sigma) + self._fluctuation(self.solver, sigma, generators)
         prior_mean = self.denoiser(noisy, sigma)
         self.evaluations += 1
-        r, noise_std = self.error(sigma), self.noise_std
-        white = torch.stack([white_noise(self.operator.image_shape, g) for g in generators]).to(noisy.device)
-        coils = torch.stack([white_noise(self.operator.kspace_shape, g) for g in generators]).to(noisy.device)
-        data = self.adjoint + noise_std * self.operator.adjoint(coils)
-        ratio = (noise_std / r) ** 2
-        return self.solver.solve(data + ratio * (prior_mean + r * white), ratio, initial=prior_mean)
+        r = self.error(sigma)
+        ratio = (self.noise_std / r) ** 2
+        image = prior_mean + self._left_out(r, sigma, generators)
+        data = self.adjoint + self.noise_std * self._data_noise(generators)
+        return self.solver.solve(data + ratio * image, ratio, initial=prior_mean)
 
-    def _fluctuation(self, rows: RowSolver, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
-        """Gaussian (samples, y, x) with the covariance of ``x | x_t, y``."""
-        white = torch.stack([white_noise(self.operator.image_shape, g) for g in generators]).to(self.adjoint.device)
-        precision = 1 / self.error(sigma) ** 2
-        return rows.apply(lambda e: (e / self.noise_std**2 + precision) ** -0.5, white)
+    def _left_out(self, r: float, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
+        """A Gaussian draw (samples, y, x) of what the denoiser may have left out."""
+        white = self._white(self.operator.image_shape, generators)
+        if self.spectrum is None:
+            return r * white
+        return ifft2c(self.spectrum(sigma).to(white.device) * white)
+
+    def _data_noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """``A^H n`` (samples, y, x) for white noise ``n`` of standard deviation 1 per component."""
+        if isinstance(self.solver, RowSolver):  # the same covariance, from less noise
+            return self.solver.apply(torch.sqrt, self._white(self.operator.image_shape, generators))
+        return self.operator.adjoint(self._white(self.operator.kspace_shape, generators))
+
+    def _white(self, shape: tuple[int, ...], generators: Sequence[torch.Generator]) -> Tensor:
+        return torch.stack([white_noise(shape, g) for g in generators]).to(self.adjoint.device)
 
 
 def white_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

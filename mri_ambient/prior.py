@@ -6,20 +6,21 @@ accelerations, noise, training length). A prior is named by a shipped name, a fi
 
 import hashlib
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from mri_ambient.baselines import Unet, UnetConfig, VarNet, VarNetConfig
 from mri_ambient.denoiser import Denoiser, DenoiserConfig
+from mri_ambient.denoiser_error import DenoiserError
 from mri_ambient.errors import InputError
 from mri_ambient.objectives.bootstrap import ComposedDenoiser, experts_from_dict, experts_to_dict
+from mri_ambient.operators import CgSolver, RowSolver, Sense
+from mri_ambient.posterior import ERROR_FACTOR, SPREAD_FACTOR, PosteriorDenoiser
 from mri_ambient.unrolled import Unrolled, UnrolledConfig
 
 FORMAT = "mri-ambient prior 1"
@@ -53,31 +54,30 @@ class Prior:
     name: str
     hash: str
 
-    def error(self, sigma: float) -> float:
-        """Root mean square error of the full-mask denoiser at a noise level, per real component.
+    @property
+    def error(self) -> DenoiserError:
+        """Error of the full-mask denoiser, from the table that the end of training wrote to the card."""
+        return DenoiserError(self.card.get("denoiser_error", []), self.denoiser.config.sigma_data)
 
-        Interpolated (in logarithms) from the table that the end of training wrote to the card; beyond its ends, and
-        without a table, the error of a linear denoiser for white images, ``sigma s / sqrt(sigma^2 + s^2)``.
-        """
-        return interpolated_error(self.card.get("denoiser_error", []), sigma, self.denoiser.config.sigma_data)
+    def posterior(
+        self, kspace: Tensor, operator: Sense, noise_std: float, solver: RowSolver | CgSolver | None = None
+    ) -> PosteriorDenoiser:
+        """The denoiser wrapped by a measured slice; see `PosteriorDenoiser` for the arguments."""
+        error = self.error
+        return PosteriorDenoiser(
+            self.denoiser,
+            kspace,
+            operator,
+            noise_std,
+            lambda sigma: ERROR_FACTOR * error.rms(sigma),
+            solver,
+            lambda sigma: SPREAD_FACTOR * error.spectrum(sigma, operator.image_shape),
+        )
 
     def to(self, device: torch.device | str) -> "Prior":
         """Move the weights to a device."""
         self.denoiser.to(device)
         return self
-
-
-def interpolated_error(table: Sequence[Sequence[float]], sigma: float, sigma_data: float) -> float:
-    """Error at a noise level from a table of (level, error), see `Prior.error`."""
-    linear = sigma * sigma_data / math.hypot(sigma, sigma_data)
-    table = sorted((float(level), float(error)) for level, error in table)
-    if not table or not table[0][0] <= sigma <= table[-1][0]:
-        return linear
-    for (low, e_low), (high, e_high) in pairwise(table):
-        if sigma <= high:
-            part = math.log(sigma / low) / math.log(high / low)
-            return float(math.exp((1 - part) * math.log(e_low) + part * math.log(e_high)))
-    return linear
 
 
 def weights_hash(weights: dict[str, Tensor]) -> str:
@@ -96,7 +96,7 @@ def save_prior(path: str | Path, denoiser: nn.Module, card: dict[str, Any]) -> N
     ----------
     path : path
         Usually ends in .safetensors.
-    denoiser : Denoiser, ComposedDenoiser or Unrolled
+    denoiser : Denoiser, ComposedDenoiser, Unrolled, Unet or VarNet
     card : dict
         JSON values.
     """
@@ -144,7 +144,7 @@ def load_prior(name: str | Path = DEFAULT_PRIOR, device: torch.device | str = "c
 
 def network_kind(network: nn.Module) -> str:
     """Name of a network's class in prior files."""
-    kinds = {ComposedDenoiser: "composed", Denoiser: "denoiser", Unrolled: "unrolled"}
+    kinds = {ComposedDenoiser: "composed", Denoiser: "denoiser", Unrolled: "unrolled", Unet: "unet", VarNet: "varnet"}
     return kinds[type(network)]
 
 
@@ -155,6 +155,10 @@ def _network(metadata: dict[str, str]) -> Denoiser:
         return experts_from_dict(DenoiserConfig.from_dict(values), json.loads(metadata["experts"]))
     if kind == "unrolled":
         return cast(Denoiser, Unrolled(UnrolledConfig.from_dict(values)))
+    if kind == "unet":
+        return cast(Denoiser, Unet(UnetConfig.from_dict(values)))
+    if kind == "varnet":
+        return cast(Denoiser, VarNet(VarNetConfig.from_dict(values)))
     return Denoiser(DenoiserConfig.from_dict(values))
 
 

@@ -12,13 +12,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from mri_ambient.baselines import UNET_PRESETS, VARNET_PRESETS, Unet, VarNet
 from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import write_atomically
 from mri_ambient.denoiser import PRESETS, Denoiser, set_precision
 from mri_ambient.errors import InputError
 from mri_ambient.objectives.bootstrap import ComposedDenoiser, View, parse_view, view_config, view_from_dict
 from mri_ambient.optimiser import optimisers
-from mri_ambient.prior import load_prior
+from mri_ambient.prior import Prior, load_prior
 from mri_ambient.streams import stream
 from mri_ambient.unrolled import Unrolled, UnrolledConfig
 
@@ -39,6 +40,8 @@ class State:
         Steps whose loss or gradient was not finite.
     seconds : float
         Time spent in training so far.
+    init_hash : str
+        Of the prior that training started from; empty if it started from scratch.
     """
 
     denoiser: Denoiser
@@ -48,24 +51,44 @@ class State:
     refreshed: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    init_hash: str = ""
 
 
 def new_state(config: TrainConfig, device: torch.device, precision: torch.dtype) -> State:
     """Fresh (or initialised) weights and optimiser."""
     torch.manual_seed(int(torch.randint(2**31, (), generator=stream(config.seed, "weights"))))
-    denoiser = new_network(config)
+    denoiser, init_hash = new_network(config), ""
     if config.init is not None:
-        initial = load_prior(config.init).denoiser
-        if initial.config != denoiser.config or type(initial) is not type(denoiser):
-            raise InputError(f"The prior {config.init} has another size than preset {config.preset}.")
-        denoiser.load_state_dict(initial.state_dict())
+        initial = load_prior(config.init)
+        require_same_network(initial, denoiser, config)
+        denoiser.load_state_dict(initial.denoiser.state_dict())
+        init_hash = initial.hash
     average = new_network(config)
     average.load_state_dict(denoiser.state_dict())
     for model in (denoiser, average):
         model.to(device).to(memory_format=torch.channels_last)
         set_precision(model, precision)
     average.eval().requires_grad_(False)
-    return State(denoiser, average, optimisers(denoiser, config.learning_rate, precision))
+    return State(denoiser, average, optimisers(denoiser, config.learning_rate, precision), init_hash=init_hash)
+
+
+def require_same_network(initial: Prior, network: Denoiser, config: TrainConfig) -> None:
+    """Refuse to start a network from the prior of another one.
+
+    Raises
+    ------
+    InputError
+        If kind or size differ, with the preset that fits.
+    """
+    if type(initial.denoiser) is not type(network) or "view" in initial.card:
+        raise InputError(
+            f"{config.init} does not hold a denoiser of images (method {initial.card.get('method')}), so that --method "
+            f"{config.method} cannot start from it: name a prior trained with --method ambient, for example."
+        )
+    if initial.denoiser.config != network.config:
+        fitting = [name for name, size in PRESETS.items() if size == initial.denoiser.config]
+        advice = f": use --preset {fitting[0]}" if fitting else ""
+        raise InputError(f"The prior {config.init} has another size than preset {config.preset}{advice}.")
 
 
 def new_network(config: TrainConfig) -> Denoiser:
@@ -79,6 +102,10 @@ def new_network(config: TrainConfig) -> Denoiser:
     size = PRESETS[config.preset]
     if config.method == "ssdu":
         return cast(Denoiser, Unrolled(UnrolledConfig()))
+    if config.method == "unet":
+        return cast(Denoiser, Unet(UNET_PRESETS[config.preset]))
+    if config.method == "varnet":
+        return cast(Denoiser, VarNet(VARNET_PRESETS[config.preset]))
     if config.view:
         return Denoiser(view_config(size, parse_view(config.view), VIEW_WIDTH))
     if config.views:
@@ -102,7 +129,7 @@ def save(folder: Path, state: State) -> None:
     for number, optimiser in enumerate(state.optimisers):
         moments = optimiser.state_dict()["state"]
         tensors |= {f"optimiser.{number}.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
-    counters = {k: getattr(state, k) for k in ("step", "refreshed", "skipped", "seconds")}
+    counters = {k: getattr(state, k) for k in ("step", "refreshed", "skipped", "seconds", "init_hash")}
     content = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     write_atomically(folder / "state.safetensors", serialise(content, {"counters": json.dumps(counters)}))
 

@@ -7,6 +7,7 @@ weights come from the state file, data order and noise from the step number.
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.calibration import PreparedSlice
-from mri_ambient.config import TrainConfig
+from mri_ambient.config import END_TO_END, RECONSTRUCTIONS, TrainConfig
 from mri_ambient.dataset import PreparedSlices, Record, save_array, write_atomically
 from mri_ambient.denoiser import Denoiser, count_parameters
 from mri_ambient.errors import InputError
@@ -29,19 +30,21 @@ from mri_ambient.objectives import (
     Ambient,
     Batch,
     Bootstrap,
+    EndToEnd,
     Objective,
     PublishedAmbient,
     Supervised,
     Tweedie,
     ViewObjective,
 )
-from mri_ambient.objectives.bootstrap import parse_view, view_to_dict
-from mri_ambient.objectives.gsure import require_coverage, require_known_noise
+from mri_ambient.objectives.bootstrap import parse_view, require_centre, view_to_dict
+from mri_ambient.objectives.gsure import never_acquired, require_coverage, require_known_noise
 from mri_ambient.operators import CgSolver
-from mri_ambient.posterior import ERROR_FACTOR, MIN_NOISE, PosteriorDenoiser, refine
-from mri_ambient.preparation import Simulation, find_sources, is_volume, prepare
-from mri_ambient.prior import RUN_FILE, interpolated_error, save_prior
+from mri_ambient.posterior import MIN_NOISE, refine
+from mri_ambient.preparation import Simulation, find_sources, is_volume, prepare, require_full_sampling
+from mri_ambient.prior import RUN_FILE, Prior, save_prior
 from mri_ambient.run_state import State, new_state, restore, save
+from mri_ambient.scan import load_scan
 from mri_ambient.streams import stream
 from mri_ambient.validation import denoiser_error, panel, validate
 
@@ -52,6 +55,7 @@ WARM_UP = 200  # steps
 PHANTOMS = 40  # volumes of the embedded population
 PHANTOM_SLICES, PHANTOM_SHAPE = 12, (160, 160)
 CLIP = 1.0
+WHOLE = 10**6  # rows of a strip that is a whole slice
 
 
 class Reporter(Protocol):
@@ -135,25 +139,71 @@ def train(
     config = TrainConfig(**settings)
     reporter = reporter or Silent()
     keep_freed_memory()
+    if config.method == "em":
+        raise InputError("The method em draws posterior samples, which this module cannot: use mri_ambient.train.")
     folder = Path(out)
-    if data or validation:
-        find_sources([*data, *validation])  # a wrong name must not leave a folder behind
-    check_resumable(folder, config)
-    place, number_type = choose_device(device, precision)
-    training, held_out = load_data(data, validation, config, folder, reporter)
-    state = new_state(config, place, number_type)
-    restore(folder, state)
-    if compile:
-        state.denoiser.network.compile(dynamic=True)
-    check_data(config, training)
-    loop(config, state, training, held_out, folder, reporter)
+    state = new_state(config, *choose_device(device, precision))
+    fresh = not folder.exists()
+    training, held_out = begin(data, validation, config, folder, reporter)
+    try:
+        check_data(config, training)
+    except InputError:
+        if fresh:  # nothing could continue from it
+            shutil.rmtree(folder)
+        raise
+    learn(config, state, training, held_out, folder, reporter, compile)
     card = make_card(config, state, training, notes or {})
     if config.view:
         card["view"] = view_to_dict(parse_view(config.view))
-    elif config.method != "ssdu":
+    elif config.method not in RECONSTRUCTIONS:
         card["denoiser_error"] = denoiser_error(state.average, training, config)
     save_prior(folder / RUN_FILE, state.average, card)
     return Run(folder, folder / RUN_FILE, card)
+
+
+def begin(
+    data: Sequence[str | Path],
+    validation: Sequence[str | Path],
+    config: TrainConfig,
+    folder: Path,
+    reporter: Reporter,
+) -> tuple[PreparedSlices, PreparedSlices]:
+    """Open or create a run's folder; returns its prepared training and validation slices.
+
+    Raises
+    ------
+    InputError
+        If data are unusable, or the folder holds another run.
+    """
+    sources = find_sources([*data, *validation]) if data or validation else []  # a wrong name must not leave a folder
+    if needs_references(config) and not (folder / "config.json").exists():
+        for source in sources:
+            if not is_volume(source):
+                require_full_sampling(load_scan(source))
+    fresh = not folder.exists()
+    check_resumable(folder, config)
+    try:
+        return load_data(data, validation, config, folder, reporter)
+    except InputError:
+        if fresh and not any(folder.glob("data/*.json")):  # else it continues with the source that is to be mended
+            shutil.rmtree(folder)
+        raise
+
+
+def learn(
+    config: TrainConfig,
+    state: State,
+    training: PreparedSlices,
+    held_out: PreparedSlices,
+    folder: Path,
+    reporter: Reporter,
+    compile: bool = False,
+) -> None:
+    """Train to the end, from where the folder's state file is, if there is one."""
+    restore(folder, state)
+    if compile:
+        state.denoiser.network.compile(dynamic=True)
+    loop(config, state, training, held_out, folder, reporter)
 
 
 def check_resumable(folder: Path, config: TrainConfig) -> None:
@@ -258,7 +308,7 @@ def _prepared(data: Sequence[str | Path], config: TrainConfig, folder: Path, rep
 
 def needs_references(config: TrainConfig) -> bool:
     """Whether the method learns from fully sampled scans."""
-    return config.method == "supervised" or config.form == "clean"
+    return config.method in ("supervised", *END_TO_END) or config.form == "clean"
 
 
 def first_reconstruction(item: PreparedSlice) -> Tensor:
@@ -282,6 +332,9 @@ def objective_of(config: TrainConfig) -> Objective:
         ("bootstrap", "clean"): Bootstrap(Supervised()),
         ("ssdu", "weighted"): SSDU(weighted=True),
         ("ssdu", "published"): SSDU(weighted=False),
+        ("unet", ""): EndToEnd(),
+        ("varnet", ""): EndToEnd(),
+        ("em", ""): Supervised(),
     }
     return table[config.method, config.form]
 
@@ -296,8 +349,13 @@ def check_data(config: TrainConfig, data: PreparedSlices) -> None:
     """
     if config.method in ("gsure", "tweedie"):
         require_known_noise(torch.tensor([r.noise_std for r in data.records]), config.method)
-        for record in {r.shape: r for r in data.records}.values():
-            require_coverage(data.probability(record), config.method)
+    patterns = data.patterns()
+    centre = min(acs for _, acs in patterns)
+    if config.view and not needs_references(config):
+        require_centre(parse_view(config.view), centre)
+    elif config.method != "em" and not needs_references(config):  # of several patterns, one that shows all is enough
+        best = min((probability for probability, _ in patterns), key=lambda p: int(never_acquired(p).sum()))
+        require_coverage(best, config.method, centre)
 
 
 def loop(
@@ -356,7 +414,9 @@ def examples(data: PreparedSlices, config: TrainConfig, generator: torch.Generat
 
     Where the prior learns from images, patches for it come first, and half as many strips with them.
     """
-    if config.method not in ("ambient", "supervised") or config.form == "published":
+    if config.method in END_TO_END:  # their normalisation looks across the image
+        return data.batch(config.batch, WHOLE, generator)
+    if config.method not in ("ambient", "supervised", "em") or config.form == "published":
         return data.batch(config.batch, config.strip, generator)
     strips = data.batch(-(-config.batch // 2), config.strip, generator)
     return replace(strips, patches=data.patches(config.batch, config.patch, generator))
@@ -403,16 +463,12 @@ def refresh(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig, repor
 
 
 @torch.no_grad()
-def improved(denoiser: Denoiser, data: PreparedSlices, record: Record, table: Sequence[Sequence[float]]) -> Tensor:
+def improved(denoiser: Denoiser, data: PreparedSlices, record: Record, table: Sequence[Sequence[Any]]) -> Tensor:
     """Posterior estimate (y, x) of a slice, from its stored reconstruction; `table` is the denoiser's error."""
     kspace, operator = data.slice(record)
     operator = operator.to(denoiser.device)
-
-    def error(sigma: float) -> float:
-        return ERROR_FACTOR * interpolated_error(table, sigma, denoiser.config.sigma_data)
-
-    noise_std = max(record.noise_std, MIN_NOISE)
-    posterior = PosteriorDenoiser(denoiser, kspace, operator, noise_std, error, solver=CgSolver(operator))
+    prior = Prior(denoiser, {"denoiser_error": table}, "so far", "")
+    posterior = prior.posterior(kspace, operator, max(record.noise_std, MIN_NOISE), CgSolver(operator))
     start = torch.from_numpy(data.array(record, "image").copy()).to(denoiser.device)
     return refine(posterior, start, steps=8, high=0.2).cpu()
 
@@ -430,6 +486,7 @@ def make_card(config: TrainConfig, state: State, data: PreparedSlices, notes: di
     return {
         "method": config.method,
         **({"variant": config.form} if config.form else {}),
+        **({"init": Path(config.init).name, "init_hash": state.init_hash} if config.init else {}),
         "acceleration": config.accel[0] if len(config.accel) == 1 else list(config.accel),
         "mask": config.mask,
         "preset": config.preset,

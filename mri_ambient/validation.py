@@ -12,11 +12,13 @@ from torch import Tensor
 from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import PreparedSlices, Record
 from mri_ambient.denoiser import Denoiser, noise_schedule
+from mri_ambient.denoiser_error import RINGS, ring_power
 from mri_ambient.objectives.ambient import further_undersample, heldout_loss
 from mri_ambient.objectives.base import complex_normal
 from mri_ambient.streams import stream
 
 VALIDATION_SLICES = 32
+ERROR_SLICES = 16
 
 
 @torch.no_grad()
@@ -41,19 +43,22 @@ def validate(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig) -> f
 
 
 @torch.no_grad()
-def denoiser_error(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig) -> list[tuple[float, float]]:
-    """Root mean square error per real component of the full-mask denoiser on the stored images, by noise level."""
+def denoiser_error(
+    denoiser: Denoiser, data: PreparedSlices, config: TrainConfig
+) -> list[tuple[float, float, list[float]]]:
+    """Error of the full-mask denoiser on stored images: the table of `DenoiserError`."""
+    order = torch.randperm(len(data), generator=stream(config.seed, "denoiser error")).tolist()
     table = []
-    for number, sigma in enumerate(noise_schedule(12, 2.0, 0.005)):
-        total, count = 0.0, 0
-        for part in range(4):
-            generator = stream(config.seed, "denoiser error", number, part)
-            image = data.batch(config.batch, config.strip, generator, augment=False).image.to(denoiser.device)
-            noisy = image + sigma * complex_normal(image.shape, generator, image.device)
-            error = denoiser(noisy, sigma) - image
-            total += float(error.abs().square().sum())
-            count += 2 * error.numel()
-        table.append((sigma, (total / count) ** 0.5))
+    for sigma in noise_schedule(12, 2.0, 0.005):
+        power, count = torch.zeros(len(RINGS) + 1), torch.zeros(len(RINGS) + 1)
+        for number in order[:ERROR_SLICES]:
+            image = torch.from_numpy(data.array(data.records[number], "image").copy())[None].to(denoiser.device)
+            noise = complex_normal(image.shape, stream(config.seed, "denoiser error", number), image.device)
+            more = ring_power((denoiser(image + sigma * noise, sigma) - image).cpu())
+            power, count = power + more[0], count + more[1]
+        rms = float((power.sum() / count.sum()).sqrt())
+        rings = (power / count.clamp_min(1)).sqrt().clamp_min(1e-3 * rms)
+        table.append((sigma, rms, rings.tolist()))
     return table
 
 

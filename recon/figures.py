@@ -1,4 +1,4 @@
-"""Pictures of reconstructions: comparison panels as PNG, and an HTML report in one file.
+"""Pictures of reconstructions: comparison panels and curves as PNG, and an HTML report in one file.
 
 In a panel all images share one scale (black is 0, white the 99.9th percentile of the reference or, without one, of all
 images together), all error maps show ``error_scale * |image - reference|`` on that same scale, and standard deviations
@@ -6,7 +6,8 @@ are magnified by the same factor. So a standard deviation and the error it predi
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,84 @@ def _white(image: np.ndarray) -> float:
     return float(np.percentile(image, 99.9)) or 1.0
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A line with its name; `band` holds lower and upper ends of an interval. Dashed ones are not named in legends."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    dashed: bool = False
+
+
+def curves(
+    grid: Mapping[tuple[str, str], Sequence[Curve]],
+    path: str | Path,
+    *,
+    x_label: str,
+    ticks: Sequence[float],
+    diagonal: bool = False,
+) -> Path:
+    """Draw panels of curves, one scale for a row; the same label has the same colour everywhere.
+
+    Parameters
+    ----------
+    grid : mapping of (row title, column title) to curves
+        All rows must have the same columns.
+    path : str or Path
+        The PNG file.
+    x_label : str
+    ticks : sequence of float
+        Marks of the horizontal axis, which is logarithmic.
+    diagonal : bool
+        Draw the line of equality, on linear axes.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    rows, columns = (list(dict.fromkeys(key[i] for key in grid)) for i in (0, 1))
+    labels = list(dict.fromkeys(curve.label for drawn in grid.values() for curve in drawn))
+    figure = Figure(figsize=(3.2 * len(columns) + 1.8, 2.8 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
+    for (row, column), drawn in grid.items():
+        place = axes[rows.index(row), columns.index(column)]
+        for curve in drawn:
+            colour = f"C{labels.index(curve.label) % 10}"
+            marks = {"linestyle": "--"} if curve.dashed else {"marker": "o", "label": curve.label}
+            place.plot(curve.x, curve.y, color=colour, markersize=3, linewidth=1.2, **marks)
+            if curve.band is not None:
+                place.fill_between(curve.x, *curve.band, color=colour, alpha=0.15, linewidth=0)
+        if diagonal:
+            place.plot([min(ticks), max(ticks)], [min(ticks), max(ticks)], color="0.6", linewidth=0.8)
+        else:
+            place.set_xscale("log")
+        place.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
+        place.minorticks_off()
+        place.grid(alpha=0.3)
+        if row == rows[0]:
+            place.set_title(column, fontsize=10)
+        if row == rows[-1]:
+            place.set_xlabel(x_label)
+        if column == columns[0]:
+            place.set_ylabel(row)
+    handles = {
+        label: line for place in axes.flat for line, label in zip(*place.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    return Path(path)
+
+
 def html_report(path: str | Path, reconstruction: Reconstruction, zero_filled: Any = None) -> Path:
     """Write one HTML file with the slices, their error bars, the zero-filled images and the settings.
 
@@ -141,11 +220,16 @@ def html_report(path: str | Path, reconstruction: Reconstruction, zero_filled: A
         note = f"The standard deviation is drawn from 0 to {share:.2%} of white in the images."
     slices = np.unique(np.linspace(0, len(magnitude) - 1, MAX_SLICES).round().astype(int)).tolist()
     rows = [(i, [_embedded(volume[i], white, colours) for volume, white, colours in columns.values()]) for i in slices]
+    attributes = {key: value for key, value in reconstruction.attributes.items() if value is not None}
+    found = attributes.pop("chi_square_acquired", [])
+    fits = {
+        i: f"χ² = {value:.2f}" for i, value in enumerate(found) if value is not None and len(found) == len(magnitude)
+    }
     template = Environment(autoescape=True).from_string(_TEMPLATE)
     text = template.render(
         name=reconstruction.name, titles=list(columns), rows=rows, total=len(magnitude), note=note, notice=NOTICE,
         width=max(160, min(320, magnitude.shape[-1])),
-        settings={key: value for key, value in reconstruction.attributes.items() if value is not None},
+        verdict=attributes.pop("verdict", ""), fits=fits, settings=attributes,
     )  # fmt: skip
     with replacing(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -171,19 +255,22 @@ _TEMPLATE = """<!DOCTYPE html>
 body { font-family: sans-serif; margin: 2em; background: #fff; color: #111; }
 td, th { padding: 2px 8px; text-align: left; font-weight: normal; vertical-align: top; }
 .settings th { color: #555; }
+.verdict { font-weight: bold; }
 .slices img { width: {{ width }}px; display: block; }
 </style>
 </head>
 <body>
 <h1>{{ name }}</h1>
 <p><strong>{{ notice }}</strong></p>
+{% if verdict %}<p class="verdict">{{ verdict }}</p>
+{% endif -%}
 <table class="settings">
 {% for key, value in settings.items() %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>
 {% endfor %}</table>
 <p>{{ rows | length }} of {{ total }} slices. {{ note }}</p>
 <table class="slices">
 <tr><th></th>{% for title in titles %}<th>{{ title }}</th>{% endfor %}</tr>
-{% for index, pictures in rows %}<tr><th>{{ index }}</th>{% for picture in pictures -%}
+{% for index, pictures in rows %}<tr><th>{{ index }}<br>{{ fits[index] }}</th>{% for picture in pictures -%}
 <td><img src="data:image/png;base64,{{ picture }}" alt="{{ titles[loop.index0] }}, slice {{ index }}"></td>
 {%- endfor %}</tr>
 {% endfor %}</table>

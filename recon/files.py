@@ -17,14 +17,16 @@ import torch
 
 from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.errors import InputError
+from mri_ambient.inspection import MASK_SOURCES
 from mri_ambient.prior import DEFAULT_PRIOR, Prior
 from mri_ambient.readers import examine
+from mri_ambient.recon.consistency import Check
 from mri_ambient.recon.evaluation import SUFFIX
 from mri_ambient.recon.export import write_dicom, write_nifti, write_png
 from mri_ambient.recon.figures import html_report
 from mri_ambient.recon.meter import Meter, counted, duration
-from mri_ambient.recon.pipeline import LEARNED, REFINEMENT, Reconstructor, Settings, open_prior, undersample
-from mri_ambient.recon.places import check_folder, find_scans, output_folders
+from mri_ambient.recon.pipeline import LEARNED, Reconstructor, Settings, open_prior, undersample
+from mri_ambient.recon.places import check_folder, find_scans, output_folders, result_stem
 from mri_ambient.recon.result import ReconstructionWriter, image_geometry, load_reconstruction
 from mri_ambient.scan import Scan, scan_of
 from mri_ambient.training import Reporter, Silent, choose_device
@@ -159,7 +161,7 @@ def reconstruct_file(
     """
     reporter = reporter or Silent()
     folder = Path(folder)
-    stem = f"{Path(path).stem}{SUFFIX}"
+    stem = f"{result_stem(path)}{SUFFIX}"
     _check_dicom(folder, stem, files)
     scan, facts = _open(path, settings, files)
     check_folder(folder, _bytes_needed(scan, settings))
@@ -186,10 +188,8 @@ def _open(path: str | Path, settings: Settings, files: FileSettings) -> tuple[Sc
     found = examine(path)
     acquired = scan_of(found)
     scan = undersample(acquired, files.accel, files.mask, settings.seed)
-    if scan is not acquired:
-        mask_source = f"{files.mask}, seed {settings.seed}"
-    else:
-        mask_source = "from the file" if "mask" in found.layout.axes else "detected from zeros"
+    own = scan is acquired
+    mask_source = MASK_SOURCES[found.mask_source] if own else f"{files.mask}, seed {settings.seed}"
     noise_source = "estimated" if scan.noise_std is None else "from the file"
     if files.noise_std is not None:
         noise_source = "given"
@@ -226,10 +226,12 @@ def _preview(reconstructor: Reconstructor, facts: dict[str, Any]) -> Iterator[st
         f"scale {calibration.scale:.4g}"
     )
     if settings.method == "posterior" and reconstructor.prior is not None:
-        total = facts["slices"] * (1 + settings.samples * settings.steps + REFINEMENT)
+        check = reconstructor.evaluations_of_check
+        total = check + facts["slices"] * reconstructor.evaluations_per_slice
+        share = f", {check} of them to calibrate the error bars" if check else ""
         yield (
             f"  prior {reconstructor.prior.name}, {counted(settings.samples, 'sample')} x "
-            f"{counted(settings.steps, 'step')}: {counted(total, 'network evaluation')}"
+            f"{counted(settings.steps, 'step')}: {counted(total, 'network evaluation')}{share}"
         )
     elif reconstructor.prior is not None:
         yield f"  prior {reconstructor.prior.name}, method {settings.method}"
@@ -250,14 +252,30 @@ def _write(
         ReconstructionWriter(path, scan.shape[0], name=scan.name, voxel_size=voxel, affine=affine) as writer,
         meter.watch(),
     ):
+        results = []
+        if reconstructor.evaluations_of_check:
+            meter.reporter.say(f"  {_checked(reconstructor.check)}")
+            meter.finished(0)
         for number, result in enumerate(reconstructor.slices()):
             writer.write(result.index, result.mean, result.std, result.samples, result.sensitivity_maps)
-            meter.finished(result, number)
+            results.append(result.without_images())
+            meter.finished(number + 1)
             if zero_filled is not None:
                 zero_filled[number] = comparison.slice(number).mean.abs().numpy()
-        writer.attributes.update(reconstructor.attributes(meter.evaluations, meter.seconds))
+        writer.attributes.update(reconstructor.attributes(results, meter.seconds))
         attributes = dict(writer.attributes)
+    if attributes["empty_slices"]:
+        numbers = ", ".join(map(str, attributes["empty_slices"]))
+        meter.reporter.say(f"  without signal, written as zero: slices {numbers}")
     return attributes, zero_filled
+
+
+def _checked(check: Check) -> str:
+    """What held-out k-space says, in one line."""
+    if not check.parts:
+        return check.verdict
+    numbers = ", ".join(map(str, check.slices))
+    return f"{check.verdict} Slices {numbers}; error bars multiplied by {check.std_factor:.2f}."
 
 
 def _derive(result: Path, base: Path, files: FileSettings, zero_filled: np.ndarray | None) -> Iterator[Path]:

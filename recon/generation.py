@@ -115,7 +115,7 @@ def starting_image(shape: tuple[int, int], spread: float, sigma: float, generato
 
 def trained_range(prior: Prior) -> tuple[float, float]:
     """Lowest and highest noise level that the full-mask denoiser of a prior was trained at."""
-    levels = [level for level, _ in prior.card.get("denoiser_error", [])]
+    levels = [row[0] for row in prior.card.get("denoiser_error", [])]
     return (min(levels), max(levels)) if levels else Supervised().sigma_range
 
 

@@ -1,36 +1,40 @@
-"""How far a reconstruction is: counted in network calls, and how long it will take, said early."""
+"""How far a reconstruction is: counted in network evaluations, and how long it will take, said early."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from mri_ambient.recon.pipeline import REFINEMENT, Reconstructor, SliceResult
+from mri_ambient.recon.pipeline import Reconstructor
 from mri_ambient.training import Reporter
 
 WORTH_SAYING = 20  # seconds
+WARM_UP, TIMED = 2, 4  # calls of the network: the speed is measured from the end of one to the end of the other
 
 
 @dataclass
 class Meter:
-    """Counts network calls (or slices) of one scan, reports them, and says early how long all will take."""
+    """Counts network evaluations (or slices) of one scan, reports them, and says early how long all will take."""
 
     reporter: Reporter
     reconstructor: Reconstructor
-    evaluations: int = 0
+    done: int = 0
     calls: int = 0
     began: float = field(default_factory=lambda: time.monotonic())
-    second_call: float = 0.0
+    warm: tuple[float, int] = (0.0, 0)
     announced: bool = False
 
     @property
-    def calls_per_slice(self) -> int:
-        settings = self.reconstructor.settings
-        return 1 + settings.steps + REFINEMENT if settings.method == "posterior" else 1  # samples share their calls
+    def _sampling(self) -> bool:
+        return self.reconstructor.settings.method == "posterior"
 
     @property
     def total(self) -> int:
-        return self.calls_per_slice * self.reconstructor.scan.shape[0]
+        """Evaluations, if all slices have signal; slices, for methods that need one evaluation a slice or none."""
+        slices: int = self.reconstructor.scan.shape[0]
+        if not self._sampling:
+            return slices
+        return self.reconstructor.evaluations_of_check + slices * self.reconstructor.evaluations_per_slice
 
     @property
     def seconds(self) -> float:
@@ -38,34 +42,36 @@ class Meter:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Count the calls of the network inside the block: progress within a slice, which may take minutes."""
+        """Count the images that the network sees inside the block: progress within a slice, which may take minutes."""
         prior = self.reconstructor.prior
-        if prior is None or self.calls_per_slice == 1:
+        if prior is None or not self._sampling:
             yield
             return
-        handle = prior.denoiser.register_forward_hook(lambda *_: self._call())
+        handle = prior.denoiser.register_forward_hook(lambda module, inputs, output: self._call(len(inputs[0])))
         try:
             yield
         finally:
             handle.remove()
 
-    def _call(self) -> None:
+    def _call(self, images: int) -> None:
         self.calls += 1
-        if self.calls == 2:  # the first call was for a single image, and this one may include warming up
-            self.second_call = time.monotonic()
-        if self.calls == 4:
-            step = (time.monotonic() - self.second_call) / 2
-            a_slice = self.second_call - self.began + step * (self.calls_per_slice - 2)
-            self._announce(a_slice * self.reconstructor.scan.shape[0])
-        self.reporter.stage(self.reconstructor.scan.name, min(self.calls, self.total), self.total)
+        self.done = min(self.done + images, self.total)  # more than planned where a batch had to be made again
+        if self.calls == WARM_UP:
+            self.warm = time.monotonic(), self.done
+        if self.calls == TIMED:
+            moment, done = self.warm
+            rate = (time.monotonic() - moment) / max(self.done - done, 1)
+            self._announce(moment - self.began + rate * (self.total - done))
+        self.reporter.stage(self.reconstructor.scan.name, self.done, self.total)
 
-    def finished(self, result: SliceResult, number: int) -> None:
-        """A slice is done."""
-        self.evaluations += result.evaluations
-        self.calls = (number + 1) * self.calls_per_slice
-        if number == 0:
+    def finished(self, slices: int) -> None:
+        """So many slices are done (0: the check before them)."""
+        left = self.reconstructor.scan.shape[0] - slices
+        self.done = self.total - left * (self.reconstructor.evaluations_per_slice if self._sampling else 1)
+        if slices == 1:
             self._announce(self.seconds * self.reconstructor.scan.shape[0])
-        self.reporter.stage(self.reconstructor.scan.name, self.calls, self.total)
+        if self.done:
+            self.reporter.stage(self.reconstructor.scan.name, self.done, self.total)
 
     def _announce(self, seconds: float) -> None:
         if not self.announced and seconds > WORTH_SAYING:

@@ -2,24 +2,40 @@
 
 Slices are read, reconstructed and handed on one at a time, so that memory does not depend on their number. The whole
 field of view is reconstructed in prior units; the last steps undo the scale and crop to the image size in the header.
+
+Before the first slice, a few slices are reconstructed from a part of their k-space and compared with the rest
+(`consistency`): the standard deviations of the volume are scaled by what that says, and scans that prior or noise level
+do not fit are named.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mri_ambient.allocator import keep_freed_memory
-from mri_ambient.calibration import Calibration, PreparedSlice, calibrate, prepare_slice
+from mri_ambient.calibration import MAX_ACS, Calibration, PreparedSlice, calibrate, prepare_slice
+from mri_ambient.config import RECONSTRUCTIONS
 from mri_ambient.denoiser import set_precision
 from mri_ambient.errors import InputError
-from mri_ambient.operators import MaskPattern, center_crop
+from mri_ambient.operators import MaskPattern, acs_width, center_crop
 from mri_ambient.operators.classical import cg_sense, l1_wavelet, tv, zero_filled
-from mri_ambient.posterior import ERROR_FACTOR, MIN_NOISE, PosteriorDenoiser, refine
+from mri_ambient.posterior import MIN_NOISE, refine
 from mri_ambient.prior import DEFAULT_PRIOR, Prior, load_prior
+from mri_ambient.recon.batches import Batches
+from mri_ambient.recon.consistency import (
+    Check,
+    HeldOut,
+    acquired_chi_square,
+    compare,
+    hold_out,
+    outside_centre,
+    rounded,
+)
 from mri_ambient.recon.posterior import sample_posterior
 from mri_ambient.recon.result import Reconstruction, image_geometry
 from mri_ambient.scan import Scan
@@ -34,7 +50,10 @@ CLASSICAL: dict[str, Callable[[PreparedSlice], Tensor]] = {
 }
 LEARNED = ("posterior", "mmse")
 METHODS = (*LEARNED, *CLASSICAL)
-REFINEMENT = 10  # noise-free steps from the average of the samples to the estimate
+REFINEMENT = 5  # noise-free steps from the average of the samples to the estimate
+CHECKED_SLICES = 3  # of a volume, evenly spread
+CHECKED_SAMPLES = 4
+NO_SIGNAL = 1.5  # mean power of a slice's centre over that of the noise, below which there is nothing to reconstruct
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,8 @@ class Settings:
     seed : int
     keep_samples, keep_maps : bool
         Hand on the samples and the sensitivity maps too.
+    calibrate : bool
+        Scale the standard deviations on held-out k-space, which takes a few more samples of a few slices.
     """
 
     method: str = "posterior"
@@ -58,6 +79,7 @@ class Settings:
     seed: int = 0
     keep_samples: bool = False
     keep_maps: bool = False
+    calibrate: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -75,12 +97,16 @@ class SliceResult:
     index : int
     mean : Tensor (y, x), complex64
     std : Tensor (y, x), float32, or None
-        Standard deviation of the magnitude over samples.
+        Standard deviation of the magnitude over samples, scaled by `Reconstructor.check`.
     samples : Tensor (sample, y, x) or None
     sensitivity_maps : Tensor (coil, y, x) or None
         Of the full field of view.
     evaluations : int
         Network evaluations, all samples together.
+    chi_square : float or None
+        `consistency.acquired_chi_square`, where samples were drawn.
+    empty : bool
+        There is no signal; image and standard deviation are zero.
     """
 
     index: int
@@ -89,14 +115,21 @@ class SliceResult:
     samples: Tensor | None
     sensitivity_maps: Tensor | None
     evaluations: int
+    chi_square: float | None = None
+    empty: bool = False
+
+    def without_images(self) -> "SliceResult":
+        """What `Reconstructor.attributes` needs to know of a slice."""
+        return replace(self, mean=torch.empty(0), std=None, samples=None, sensitivity_maps=None)
 
 
 def _check_use(prior: Prior, method: str) -> None:
     """Refuse what a prior was not trained for."""
     if "view" in prior.card:
         raise InputError(f"{prior.name} is the prior of a view, not of images: compose it by training with --views.")
-    if prior.card.get("method") == "ssdu" and method != "mmse":
-        raise InputError(f"{prior.name} is an SSDU reconstruction network, not a prior: use --method mmse.")
+    trained = prior.card.get("method")
+    if trained in RECONSTRUCTIONS and method != "mmse":
+        raise InputError(f"{prior.name} is a reconstruction network ({trained}), not a prior: use --method mmse.")
 
 
 def undersample(scan: Scan, accel: float | None, mask: str = "random", seed: int = 0) -> Scan:
@@ -158,50 +191,110 @@ class Reconstructor:
         self.settings = settings
         self.device = device or torch.device("cpu")
         self.calibration: Calibration = calibrate(scan, noise_std)
+        self._batches = Batches(max(settings.samples, CHECKED_SAMPLES))
+
+    @property
+    def evaluations_per_slice(self) -> int:
+        """Network evaluations of a slice with signal."""
+        return {"posterior": self._cost(self.settings.samples), "mmse": 1}.get(self.settings.method, 0)
+
+    @property
+    def evaluations_of_check(self) -> int:
+        """Network evaluations of `check`, if all its slices have signal."""
+        return len(self._checked_slices) * self._cost(CHECKED_SAMPLES)
+
+    def _cost(self, samples: int) -> int:
+        return 1 + samples * self.settings.steps + REFINEMENT
+
+    @cached_property
+    def _checked_slices(self) -> list[int]:
+        """Evenly spread, and with something to hold out."""
+        if self.settings.method != "posterior" or not self.settings.calibrate:
+            return []
+        count = self.scan.shape[0]
+        spread = sorted({int((i + 0.5) * count / CHECKED_SLICES) for i in range(CHECKED_SLICES)})
+        return [i for i in spread if int(outside_centre(torch.atleast_2d(self.scan.slice_mask(i))).sum()) > 1]
+
+    @cached_property
+    def check(self) -> Check:
+        """Held-out runs of a few slices, made when first asked for; which ones does not depend on what is wanted."""
+        parts: dict[int, HeldOut] = {}
+        acquired, evaluations = [], 0
+        for index in self._checked_slices:
+            item = self._prepare(index)
+            kept = hold_out(item.operator.mask, stream(self.settings.seed, "held out", self.scan.name, index))
+            if kept is None or self._is_empty(item):
+                continue
+            seen = replace(item, kspace=torch.where(kept, item.kspace, 0.0), operator=item.operator.with_mask(kept))
+            address = ("held out samples", self.scan.name, index)
+            estimate, samples, spent = self._posterior(seen, CHECKED_SAMPLES, address)
+            parts[index] = compare(item.kspace, item.operator, kept, item.noise_std, estimate, samples)
+            acquired.append(acquired_chi_square(seen.kspace, seen.operator, item.noise_std, samples))
+            evaluations += spent
+        return Check(tuple(parts), tuple(parts.values()), tuple(acquired), evaluations)
 
     def slice(self, index: int) -> SliceResult:
         """Reconstruct one slice."""
+        item = self._prepare(index)
+        method, count = self.settings.method, self.settings.samples
+        if self._is_empty(item):
+            zero = torch.zeros(self.scan.shape[2:], dtype=torch.complex64)
+            result = self._finish(index, item, zero, zero.expand(count, -1, -1) if method == "posterior" else None, 0)
+            return replace(result, chi_square=None, empty=True)
+        if method in CLASSICAL:
+            return self._finish(index, item, CLASSICAL[method](item), None, 0)
+        if method == "mmse":
+            return self._finish(index, item, self._mmse(item), None, 1)
+        return self._finish(index, item, *self._posterior(item, count, ("posterior", self.scan.name, index)))
+
+    def _prepare(self, index: int) -> PreparedSlice:
         item = prepare_slice(self.scan, index, self.calibration, self.device)
-        samples, evaluations = None, 0
+        if self.settings.method in LEARNED:
+            return replace(item, noise_std=max(item.noise_std, MIN_NOISE))
+        return item
+
+    @staticmethod
+    def _is_empty(item: PreparedSlice) -> bool:
+        """Whether a slice has no coil sensitivities, or hardly more power in its centre than noise has."""
         if not bool(item.operator.sensitivity_maps.abs().any()):
-            mean = torch.zeros(self.scan.shape[2:], dtype=torch.complex64)
-            samples = mean.expand(self.settings.samples, -1, -1) if self.settings.method == "posterior" else None
-        elif self.settings.method in CLASSICAL:
-            mean = CLASSICAL[self.settings.method](item)
-        else:
-            mean, samples, evaluations = self._learned(item, index)
-        return self._finish(index, mean, samples, item.operator.sensitivity_maps, evaluations)
+            return True
+        mask = item.operator.mask
+        side = min(acs_width(mask[0] if len(mask) == 1 else mask), MAX_ACS, *item.kspace.shape[-2:])
+        power = float(center_crop(item.kspace, (side, side)).abs().square().mean())
+        return power < NO_SIGNAL * 2 * item.noise_std**2
 
     @torch.no_grad()
-    def _learned(self, item: PreparedSlice, index: int) -> tuple[Tensor, Tensor | None, int]:
+    def _mmse(self, item: PreparedSlice) -> Tensor:
         assert self.prior is not None
-        denoiser = self.prior.denoiser
-        noise_std = max(item.noise_std, MIN_NOISE)
-        mmse = denoiser(item.operator.adjoint(item.kspace)[None], noise_std, item.operator)[0]
-        if self.settings.method == "mmse":
-            return mmse, None, 1
-        posterior = PosteriorDenoiser(denoiser, item.kspace, item.operator, noise_std, self._error)
-        streams = [
-            stream(self.settings.seed, "posterior", self.scan.name, index, k) for k in range(self.settings.samples)
-        ]
-        samples = sample_posterior(
-            posterior, samples=self.settings.samples, steps=self.settings.steps, start=mmse, generators=streams
-        )
-        evaluations = 1 + posterior.evaluations * self.settings.samples + REFINEMENT
-        return refine(posterior, samples.mean(0), steps=REFINEMENT), samples, evaluations
+        return self.prior.denoiser(item.operator.adjoint(item.kspace)[None], item.noise_std, item.operator)[0]
 
-    def _error(self, sigma: float) -> float:
+    @torch.no_grad()
+    def _posterior(self, item: PreparedSlice, count: int, address: tuple[str | int, ...]) -> tuple[Tensor, Tensor, int]:
+        """Estimate, samples (sample, y, x) with streams of their own below an address, and network evaluations."""
         assert self.prior is not None
-        return ERROR_FACTOR * self.prior.error(sigma)
+        mmse = self._mmse(item)
+        posterior = self.prior.posterior(item.kspace, item.operator, item.noise_std)
 
-    def _finish(self, index: int, mean: Tensor, samples: Tensor | None, maps: Tensor, evaluations: int) -> SliceResult:
+        def draw(numbers: range) -> Tensor:
+            streams = [stream(self.settings.seed, *address, k) for k in numbers]
+            steps = self.settings.steps
+            return sample_posterior(posterior, samples=len(streams), steps=steps, start=mmse, generators=streams)
+
+        samples = self._batches.run(draw, count)
+        return refine(posterior, samples.mean(0), steps=REFINEMENT, high=0.05), samples, self._cost(count)
+
+    def _finish(
+        self, index: int, item: PreparedSlice, mean: Tensor, samples: Tensor | None, evaluations: int
+    ) -> SliceResult:
         def final(x: Tensor) -> Tensor:
             return center_crop(x * self.calibration.scale, self.scan.recon_size).cpu()
 
-        std = None
+        std, chi_square, maps = None, None, item.operator.sensitivity_maps
         if samples is not None:
+            chi_square = acquired_chi_square(item.kspace, item.operator, item.noise_std, samples)
             samples = final(samples)
             std = samples.abs().std(0, correction=1) if len(samples) > 1 else torch.zeros(samples.shape[-2:])
+            std *= self.check.std_factor
         return SliceResult(
             index,
             final(mean),
@@ -209,6 +302,7 @@ class Reconstructor:
             samples if self.settings.keep_samples else None,
             maps.cpu() if self.settings.keep_maps else None,
             evaluations,
+            chi_square,
         )
 
     def slices(self, indices: Sequence[int] | None = None) -> Iterator[SliceResult]:
@@ -216,10 +310,15 @@ class Reconstructor:
         for index in range(self.scan.shape[0]) if indices is None else indices:
             yield self.slice(index)
 
-    def attributes(self, evaluations: int, seconds: float) -> dict[str, Any]:
-        """Provenance of the result."""
+    def attributes(self, results: Sequence[SliceResult], seconds: float) -> dict[str, Any]:
+        """Provenance of the result, and how well it agrees with the data."""
         from mri_ambient import __version__
 
+        evaluations = self.check.evaluations + sum(result.evaluations for result in results)
+        fit: dict[str, Any] = {"empty_slices": [result.index for result in results if result.empty]}
+        if self.settings.method == "posterior":
+            fit["chi_square_acquired"] = [rounded(result.chi_square) for result in results]
+            fit |= self.check.attributes()
         prior = self.prior if self.settings.method in LEARNED else None
         return {
             "method": self.settings.method,
@@ -234,6 +333,7 @@ class Reconstructor:
             "scale": self.calibration.scale,
             "seconds": round(seconds, 3),
             "versions": {"mri-ambient": __version__, "torch": torch.__version__},
+            **fit,
         }
 
 
@@ -249,6 +349,7 @@ def reconstruct(
     slices: Sequence[int] | None = None,
     keep_samples: bool = False,
     keep_maps: bool = False,
+    calibrate: bool = True,
     device: str = "auto",
     precision: str = "auto",
 ) -> Reconstruction:
@@ -273,6 +374,9 @@ def reconstruct(
         Default: all.
     keep_samples, keep_maps : bool
         Keep samples and sensitivity maps in the result.
+    calibrate : bool
+        Compare three slices with held-out k-space and scale the standard deviations of all by what that says; the
+        result is in the attributes `chi_square_held_out`, `std_factor` and `verdict`. See `recon.consistency`.
     device, precision : str
         As in `mri_ambient.train`.
 
@@ -287,14 +391,13 @@ def reconstruct(
         If scan, prior or settings cannot be used.
     """
     keep_freed_memory()
-    settings = Settings(method, samples, steps, seed, keep_samples, keep_maps)
+    settings = Settings(method, samples, steps, seed, keep_samples, keep_maps, calibrate)
     place, number_type = choose_device(device, precision)
     loaded = open_prior(prior, place, number_type) if method in LEARNED else None
     began = time.monotonic()
     reconstructor = Reconstructor(scan, loaded, settings, noise_std, place)
     results = list(reconstructor.slices(slices))
     voxel, affine = image_geometry(scan)
-    evaluations = sum(r.evaluations for r in results)
 
     def stacked(name: str) -> Any:
         values = [getattr(r, name) for r in results]
@@ -305,7 +408,7 @@ def reconstruct(
         std=stacked("std"),
         samples=stacked("samples"),
         sensitivity_maps=stacked("sensitivity_maps"),
-        attributes=reconstructor.attributes(evaluations, time.monotonic() - began),
+        attributes=reconstructor.attributes(results, time.monotonic() - began),
         name=scan.name,
         voxel_size=voxel,
         affine=affine,

@@ -3,6 +3,7 @@
 from mri_ambient.objectives.ambient import Ambient
 from mri_ambient.objectives.base import Batch, Objective
 from mri_ambient.objectives.bootstrap import Bootstrap, ViewObjective
+from mri_ambient.objectives.end_to_end import EndToEnd
 from mri_ambient.objectives.gsure import GSURE
 from mri_ambient.objectives.published_ambient import PublishedAmbient
 from mri_ambient.objectives.ssdu import SSDU
@@ -15,6 +16,7 @@ __all__ = [
     "Ambient",
     "Batch",
     "Bootstrap",
+    "EndToEnd",
     "Objective",
     "PublishedAmbient",
     "Supervised",

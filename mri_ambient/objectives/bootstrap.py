@@ -114,12 +114,15 @@ class LinesView(View):
         If a value is neither 0 nor 1, here, or the image has another number of columns, when it is used.
     """
 
-    mask: Sequence[bool]
+    mask: Sequence[bool | int]
 
     def __post_init__(self) -> None:
         values = torch.as_tensor(self.mask).float().tolist()
         if not set(values) <= {0.0, 1.0}:
-            raise InputError("The rows of a view must be orthonormal: a line is in it or not, without a weight.")
+            raise InputError(
+                "The rows of a view must be orthonormal: a line is in it or not, without a weight. Use a view of whole "
+                "lines (--view centre:LINES), or --method ambient, which needs no views."
+            )
         object.__setattr__(self, "mask", tuple(bool(v) for v in values))
 
     def columns(self, width: int) -> Tensor:
@@ -160,9 +163,11 @@ def view_from_dict(values: dict[str, Any]) -> View:
         if kind == "centre":
             return CentreView(int(values["lines"]))
         if kind == "lines":
-            return LinesView([bool(int(c)) for c in values["mask"]])
+            lines = [int(c) for c in values["mask"]]
     except (KeyError, ValueError) as error:
         raise InputError(f"{values} does not describe a view.") from error
+    if kind == "lines":
+        return LinesView(lines)
     if kind == "whole":
         return WholeView()
     raise InputError(f"{kind!r} is not a kind of view: centre, lines or whole.")
@@ -182,6 +187,27 @@ def parse_view(text: str) -> View:
     if text == "whole":
         return WholeView()
     raise InputError(f"The view {text!r} is neither centre:LINES (for example centre:24) nor whole.")
+
+
+def require_centre(view: View, acs: int) -> None:
+    """Refuse a centre that is wider than the lines that every scan has.
+
+    Parameters
+    ----------
+    view : View
+    acs : int
+        Lines of the smallest fully sampled centre.
+
+    Raises
+    ------
+    InputError
+        If it is, with the view that works.
+    """
+    if isinstance(view, CentreView) and 2 * ((view.lines - 1) // 2) + 1 > acs:
+        raise InputError(
+            f"The view centre:{view.lines} is wider than the fully sampled centre of {acs} lines, so that some of its "
+            f"columns are unknown in some scans: use --view centre:{acs}."
+        )
 
 
 def view_config(config: DenoiserConfig, view: View, width: int) -> DenoiserConfig:

@@ -252,31 +252,47 @@ def subset(batch: Batch, items: slice) -> Batch:
     return Batch(**{name: value[items] for name, value in vars(batch).items() if name != "patches"})
 
 
-def require_coverage(probability: Tensor, method: str = "gsure") -> None:
-    """Refuse data in which some line between acquired ones is never acquired.
+def never_acquired(probability: Tensor) -> Tensor:
+    """Which lines (x,) between the outermost acquired ones are not, or not fully, covered by a pattern.
 
     Parameters
     ----------
     probability : Tensor (1 or y, x)
         As in `Batch`: 0 where the pattern acquires nothing. Zeros at the left and right edge are zero padding.
+    """
+    inside = torch.nonzero((probability != 0).any(dim=-2))[:, 0].tolist()
+    if not inside:
+        return torch.zeros(0, dtype=torch.bool)
+    return (probability[:, inside[0] : inside[-1] + 1] == 0).any(dim=-2)
+
+
+def require_coverage(probability: Tensor, method: str = "gsure", acs: int = 0) -> None:
+    """Refuse data in which some line between acquired ones is never acquired.
+
+    Parameters
+    ----------
+    probability : Tensor (1 or y, x)
+        As in `Batch`, see `never_acquired`.
     method : str
         Name for the message.
+    acs : int
+        Lines of the fully sampled centre, for the message.
 
     Raises
     ------
     InputError
-        If so.
+        If so, with methods that work.
     """
-    lines = (probability != 0).any(dim=-2)
-    inside = torch.nonzero(lines)[:, 0]
-    if not len(inside):
+    never = never_acquired(probability)
+    if not len(never):
         raise InputError(f"No line is ever acquired, so that {method} has nothing to learn from.")
-    first, last = int(inside[0]), int(inside[-1])
-    never = torch.nonzero((probability[:, first : last + 1] == 0).any(dim=-2))[:, 0]
-    if len(never):
+    if bool(never.any()):
+        fixed = bool(((probability == 0) | (probability == 1)).all())
+        why = "all scans acquired the same lines" if fixed else "no scan acquired them"
         raise InputError(
-            f"{len(never)} of {last - first + 1} lines are never acquired in these scans, so that {method} cannot "
-            "learn them: add scans with other masks, or learn the centre alone (--method bootstrap --view centre:N)."
+            f"{int(never.sum())} of {len(never)} lines are never seen ({why}), so that --method {method} cannot learn "
+            "them: add scans with other masks (shifted offsets), start --method em from a prior that knows such images "
+            f"(--init), or learn the fully sampled centre alone (--method bootstrap --view centre:{acs or 'LINES'})."
         )
 
 

@@ -16,7 +16,7 @@ from mri_ambient.cli.main import app
 from mri_ambient.cli.train import train
 from mri_ambient.errors import InputError
 
-COMMANDS = ["demo", "train", "recon", "simulate", "inspect", "evaluate", "priors", "sample", "audit"]
+COMMANDS = ["demo", "train", "recon", "simulate", "inspect", "evaluate", "priors", "sample", "audit", "benchmark"]
 
 
 def test_the_commands_are_those_of_the_documentation():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cli_checks import files_in
 
+from mri_ambient.recon.pipeline import REFINEMENT
 from mri_ambient.recon.result import load_reconstruction
 
 
@@ -30,7 +31,10 @@ def test_everything_a_user_should_know_up_front(recon, scan, tmp_path):
     assert "scale " in output
     with h5py.File(tmp_path / "out" / "scan_recon.h5") as file:
         evaluations = file.attrs["network_evaluations"]
-    assert f"prior tiny, 2 samples x 3 steps: {evaluations} network evaluations" in output
+    assert (
+        f"prior tiny, 2 samples x 3 steps: {evaluations} network evaluations, {2 * (1 + 4 * 3 + REFINEMENT)} of them to"
+        in output
+    )
     assert files_in(tmp_path / "out") == ["scan_recon.h5"]
     assert str(tmp_path / "out" / "scan_recon.h5") in output
 
@@ -41,7 +45,8 @@ def test_result_file(recon, scan, tmp_path):
     assert result.mean.shape == (2, 48, 40)
     assert result.samples.shape == (2, 2, 48, 40)
     assert result.sensitivity_maps.shape == (2, 4, 48, 40)
-    np.testing.assert_allclose(result.samples.abs().std(1), result.std, atol=1e-5)
+    factor = result.attributes["std_factor"]
+    np.testing.assert_allclose(factor * result.samples.abs().std(1), result.std, rtol=1e-3, atol=1e-5)
     assert result.attributes["seed"] == 3
     assert result.attributes["prior"] == "tiny"
 
@@ -55,6 +60,30 @@ def test_json_summary(recon, scan, tmp_path):
     assert expected.items() <= summary.items()
     assert summary["mask_source"] == "from the file"
     assert summary["noise_source"] == "from the file"
+
+
+def test_fit_to_the_data_is_shown(recon, scan, tmp_path):
+    output = recon(scan, "--report").stdout
+    verdict = load_reconstruction(tmp_path / "out" / "scan_recon.h5").attributes["verdict"]
+    assert f"  {verdict} Slices 0, 1; error bars multiplied by " in output
+    page = (tmp_path / "out" / "scan_recon.html").read_text()
+    assert verdict in page
+    assert page.count("\u03c7\u00b2 =") == 2  # one a slice
+
+
+def test_without_calibration(recon, scan):
+    (summary,) = json.loads(recon(scan, "--no-calibration", "--json").stdout)
+    assert summary["network_evaluations"] == 2 * (1 + 2 * 3 + REFINEMENT)
+    assert summary["std_factor"] == 1
+    assert "Not checked" in summary["verdict"]
+    assert len(summary["chi_square_acquired"]) == 2
+
+
+@pytest.mark.parametrize(("factor", "word"), [(0.2, "too small"), (5, "too large")])
+def test_wrong_noise_is_said_in_plain_words(recon, scan, factor, word):
+    output = recon(scan, "--noise", 0.01 * factor).stdout
+    assert f"DOES NOT FIT: the noise level is {word}" in output
+    assert "error bars multiplied by 1.00" in output
 
 
 def test_quiet(recon, scan):

@@ -253,6 +253,10 @@ class TestCentre:
     def test_small_matrix_that_is_complete(self):
         assert require_acs(Scan.from_arrays(noise(1, 2, 12, 6))) == 6
 
+    def test_matrix_too_small_for_any_calibration(self):
+        with pytest.raises(InputError, match="Only 4"):
+            require_acs(Scan.from_arrays(noise(1, 2, 4, 21)))
+
 
 class TestOutput:
     def refusal(self, path: Path) -> str:

@@ -210,6 +210,15 @@ def test_ambient_is_reproducible_and_uses_reconstructions():
     assert alone == measured != first
 
 
+def test_ambient_learns_from_noise_free_lines_too():
+    batch = make_batch(torch.Generator().manual_seed(0), items=4)
+    theta = torch.tensor(0.4, requires_grad=True)
+    silent = replace(batch, noise_std=torch.zeros(4))
+    Ambient(on_reconstructions=None).loss(Linear(theta), silent, torch.Generator().manual_seed(3)).backward()
+    assert bool(torch.isfinite(theta.grad))
+    assert float(theta.grad) != 0
+
+
 @pytest.mark.parametrize("shape", [(6, 8), (5, 7)])
 @pytest.mark.parametrize("dim", [-1, -2])
 def test_reversal_commutes_with_the_fourier_transform(shape, dim):

@@ -36,11 +36,11 @@ def test_round_trip_by_file_and_by_run_folder(path):
 
 def test_error_is_interpolated_and_falls_back_to_the_linear_denoiser(path):
     prior = load_prior(path)
-    assert prior.error(0.1) == pytest.approx(0.02)  # the geometric mean half-way in the logarithm
-    assert prior.error(0.01) == pytest.approx(0.004)
+    assert prior.error.rms(0.1) == pytest.approx(0.02)  # the geometric mean half-way in the logarithm
+    assert prior.error.rms(0.01) == pytest.approx(0.004)
     linear = 5 * SIZE.sigma_data / (25 + SIZE.sigma_data**2) ** 0.5
-    assert prior.error(5.0) == pytest.approx(linear)
-    assert Prior(prior.denoiser, {}, "x", "y").error(5.0) == pytest.approx(linear)
+    assert prior.error.rms(5.0) == pytest.approx(linear)
+    assert Prior(prior.denoiser, {}, "x", "y").error.rms(5.0) == pytest.approx(linear)
 
 
 def test_hash_tells_weights_apart(path, tmp_path):

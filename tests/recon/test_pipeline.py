@@ -1,5 +1,7 @@
 """From scan to image with every method: units, shapes, reproducibility, provenance."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,12 +10,15 @@ from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.prior import Prior
-from mri_ambient.recon import METHODS, reconstruct
-from mri_ambient.recon.pipeline import undersample
+from mri_ambient.recon import METHODS, PosteriorDenoiser, reconstruct
+from mri_ambient.recon.consistency import hold_out
+from mri_ambient.recon.pipeline import REFINEMENT, Reconstructor, Settings, undersample
+from mri_ambient.recon.result import Reconstruction
 from mri_ambient.scan import Scan
 from mri_ambient.simulate import simulate_scan
+from mri_ambient.streams import stream
 
-FEW = {"samples": 2, "steps": 2, "device": "cpu", "precision": "fp32"}
+FEW = {"samples": 2, "steps": 2, "device": "cpu", "precision": "fp32", "calibrate": False}
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +76,121 @@ def test_crop_comes_last_and_network_evaluations_are_counted(prior):
     small = Scan.from_arrays(scan.kspace, scan.mask, noise_std=0.01, recon_size=(40, 40), name=scan.name)
     whole, cropped = (reconstruct(s, prior, **FEW) for s in (scan, small))
     torch.testing.assert_close(cropped.mean[0], whole.mean[0, 12:52, 10:50])
-    assert whole.attributes["network_evaluations"] == 1 + 2 * 2 + 10
+    assert whole.attributes["network_evaluations"] == 1 + 2 * 2 + REFINEMENT
     assert {"prior", "prior_hash", "seed", "versions", "noise_std", "scale", "seconds"} <= set(whole.attributes)
 
 
-def test_empty_slices_are_empty(prior):
-    scan = phantom()
+@pytest.mark.parametrize("noise_std", [0.0, 0.01], ids=["zeros", "noise"])
+@pytest.mark.parametrize("method", ["posterior", "sense"])
+def test_slices_without_signal_are_zero_and_named(prior, noise_std, method):
+    scan = phantom(slices=3)
     kspace = scan.kspace.clone()
-    kspace[1] = 0
-    rec = reconstruct(Scan.from_arrays(kspace, scan.mask, noise_std=0.01), prior, keep_samples=True, **FEW)
+    white = torch.randn(*kspace.shape[1:], 2, generator=torch.Generator().manual_seed(3))
+    kspace[1] = noise_std * torch.view_as_complex(white) * scan.mask  # the slice that the check would take first
+    dark = Scan.from_arrays(kspace, scan.mask, noise_std=0.01)
+    rec = reconstruct(dark, prior, method=method, keep_samples=True, **{**FEW, "calibrate": True})
+    assert rec.attributes["empty_slices"] == [1]
     assert rec.mean[1].abs().max() == 0
-    assert rec.std[1].max() == 0
     assert rec.mean[0].abs().max() > 0
+    if method == "posterior":
+        assert rec.std[1].max() == 0
+        assert rec.attributes["chi_square_acquired"][1] is None
+        assert set(rec.attributes["chi_square_held_out_slices"]) == {"0", "2"}
+
+
+class TestCheck:
+    def test_scales_the_standard_deviation_and_nothing_else(self, prior):
+        scan = phantom()
+        plain, scaled = (
+            reconstruct(scan, prior, keep_samples=True, **{**FEW, "calibrate": calibrate})
+            for calibrate in (False, True)
+        )
+        factor = scaled.attributes["std_factor"]
+        assert factor not in (0, 1)
+        assert plain.attributes["std_factor"] == 1
+        assert "Not checked" in plain.attributes["verdict"]
+        torch.testing.assert_close(scaled.mean, plain.mean)
+        torch.testing.assert_close(scaled.samples, plain.samples)
+        torch.testing.assert_close(scaled.std, factor * plain.std, rtol=1e-3, atol=1e-6)
+
+    def test_does_not_depend_on_the_slices_wanted(self, prior):
+        scan = phantom()
+        early, late = (Reconstructor(scan, prior, Settings(samples=2, steps=2)) for _ in range(2))
+        assert late.slice(1).std.equal(early.slices([1]).__next__().std)
+        assert late.check == early.check
+        assert early.check.slices == (0, 1)
+
+    @pytest.mark.parametrize(("count", "expected"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (30, [5, 15, 25])])
+    def test_slices_are_evenly_spread(self, prior, count, expected):
+        kspace = phantom(slices=1).kspace.expand(count, -1, -1, -1)
+        scan = Scan.from_arrays(kspace, phantom(slices=1).mask, noise_std=0.01)
+        assert Reconstructor(scan, prior, Settings()).evaluations_of_check == len(expected) * (1 + 4 * 25 + REFINEMENT)
+        assert Reconstructor(scan, prior, Settings())._checked_slices == expected
+
+    def test_counts_its_evaluations(self, prior):
+        rec = reconstruct(phantom(), prior, **{**FEW, "calibrate": True})
+        assert rec.attributes["network_evaluations"] == 2 * (1 + 2 * 2 + REFINEMENT) + 2 * (1 + 4 * 2 + REFINEMENT)
+
+    def test_held_out_samples_are_not_used(self, prior, monkeypatch):
+        scan = phantom(slices=1)
+        seen = []
+        plain = Reconstructor._posterior
+
+        def spy(self, item, count, address):
+            result = plain(self, item, count, address)
+            seen.append((*result[:2], item.operator.mask))
+            return result
+
+        monkeypatch.setattr(Reconstructor, "_posterior", spy)
+        assert Reconstructor(scan, prior, Settings(samples=2, steps=2)).check.parts
+        kept = hold_out(scan.mask[None], stream(0, "held out", scan.name, 0))
+        assert 0 < (scan.mask & ~kept).sum() < 0.3 * scan.mask.sum()
+        prepare = Reconstructor._prepare
+
+        def damaged(self, index):
+            item = prepare(self, index)
+            return replace(item, kspace=torch.where(kept, item.kspace, torch.nan))
+
+        monkeypatch.setattr(Reconstructor, "_prepare", damaged)
+        assert Reconstructor(scan, prior, Settings(samples=2, steps=2)).check.parts
+        for first, second in zip(*seen, strict=True):
+            assert torch.equal(first, second)
+        assert torch.equal(seen[0][2], kept)
+
+    def test_nothing_to_hold_out(self, prior):
+        full = simulate_scan(phantom_volume(1, (64, 61), seed=2), coils=4, noise_std=0.01)
+        mask = torch.zeros(61, dtype=torch.bool)
+        mask[20:41] = True  # a centre and nothing else
+        attributes = reconstruct(full.undersample(mask), prior, **{**FEW, "calibrate": True}).attributes
+        assert attributes["std_factor"] == 1
+        assert "Not checked" in attributes["verdict"]
+        assert attributes["chi_square_acquired"] == [None]
+        assert attributes["network_evaluations"] == 1 + 2 * 2 + REFINEMENT
+
+    def test_a_fully_sampled_scan_can_be_checked(self, prior):
+        scan = simulate_scan(phantom_volume(1, (64, 64), seed=2), coils=4, noise_std=0.05)
+        assert Reconstructor(scan, prior, Settings(samples=2, steps=2)).check.parts
+
+
+def test_memory_that_runs_out_changes_nothing_but_the_batch(prior, monkeypatch):
+    scan = phantom()
+    settings = {**FEW, "samples": 5, "keep_samples": True}
+    expected = reconstruct(scan, prior, **settings)
+    batches, plain = [], PosteriorDenoiser.draw
+
+    def limited(self, noisy, sigma, generators):
+        batches.append(len(noisy))
+        result = plain(self, noisy, sigma, generators)
+        if len(noisy) > 2 and sigma < 0.5:  # after some random numbers were used
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return result
+
+    monkeypatch.setattr(PosteriorDenoiser, "draw", limited)
+    found = reconstruct(scan, prior, **settings)
+    assert batches == [5, 5, 2, 2, 2, 2, 1, 1, 2, 2, 2, 2, 1, 1]  # the second slice starts with what fitted
+    torch.testing.assert_close(found.samples, expected.samples, rtol=1e-3, atol=1e-3)  # batches round differently
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-3, atol=1e-3)
+    assert found.attributes["network_evaluations"] == expected.attributes["network_evaluations"]
 
 
 def test_single_coil(prior):
@@ -115,9 +223,33 @@ def test_the_shipped_prior_beats_cg_sense_on_anatomy_it_never_saw(data_dir):
 
     volume = load_volume(data_dir / "open_ms" / "patient04" / "study1_FLAIR.nii.gz")
     scan = simulate_scan(volume, matrix=128, pattern=MaskPattern("random", 4), slices=[24])
-    settings = {"samples": 2, "steps": 8, "device": "cpu"}
+    settings = {"samples": 2, "steps": 8, "device": "cpu", "calibrate": False}
     quality = {
         m: psnr(scan.target, reconstruct(scan, method=m, **settings).magnitude) for m in ("sense", "mmse", "posterior")
     }
     assert quality["mmse"] > quality["sense"] + 0.5
     assert quality["posterior"] > quality["sense"] + 0.5
+
+
+@pytest.mark.parametrize(("samples", "level"), [(3, 0.5), (8, 0.9)])
+def test_intervals_cover_what_they_promise(samples, level):
+    """Gaussian errors; the standard deviation is that of a few samples, and uncertain."""
+    generator = torch.Generator().manual_seed(0)
+    truth = 10 + torch.randn(1, 200, 200, generator=generator)
+    std = torch.randn(samples, 1, 200, 200, generator=generator).std(0)
+    rec = Reconstruction(torch.full((1, 200, 200), 10.0), std, attributes={"samples_drawn": samples})
+    lower, upper = rec.interval(level)
+    assert ((lower < truth) & (truth < upper)).float().mean() == pytest.approx(level, abs=0.01)
+
+
+def test_intervals_need_samples_and_a_level():
+    image = torch.ones(1, 4, 4)
+    for rec, level in (
+        (Reconstruction(image), 0.9),
+        (Reconstruction(image, image, attributes={"samples_drawn": 1}), 0.9),
+        (Reconstruction(image, image, attributes={"samples_drawn": 4}), 1.0),
+    ):
+        with pytest.raises(ValueError, match=r"standard deviation|level"):
+            rec.interval(level)
+    lower, _ = Reconstruction(image, image, attributes={"samples_drawn": 4}).interval()
+    assert lower.min() == 0

@@ -5,7 +5,7 @@ import torch
 from operator_checks import dense, normal
 
 from mri_ambient.denoiser import noise_schedule
-from mri_ambient.operators import CgSolver, RowSolver, Sense
+from mri_ambient.operators import CgSolver, RowSolver, Sense, fft2c
 from mri_ambient.recon import PosteriorDenoiser, anneal, refine, sample_posterior
 
 SPREAD, NOISE, SHAPE = 0.5, 0.1, (3, 6)
@@ -74,6 +74,31 @@ def test_a_wrong_error_level_is_noticed():
     op, kspace = problem()
     mean, covariance = closed_form(op, kspace)
     assert max(deviations(draw(op, kspace, 4000, damage=0.7), mean, covariance)) > 8
+
+
+@pytest.mark.parametrize("line", [True, False])
+def test_draws_carry_the_spectrum_of_the_denoisers_error(line):
+    """For any gain K the covariance is (I - KA) C (I - KA)^H + 2 noise^2 K K^H, C the denoiser's error."""
+    op, kspace = problem(line)
+    spectrum = 0.05 + 0.4 * torch.rand(SHAPE, generator=torch.Generator().manual_seed(9))
+    solver = RowSolver(op) if line else CgSolver(op, iterations=60, tolerance=1e-6)
+    posterior = PosteriorDenoiser(denoiser, kspace, op, NOISE, error, solver, lambda sigma: spectrum)
+    noisy = normal(SHAPE, 3).to(torch.complex64).expand(4000, *SHAPE)
+    samples = posterior.draw(noisy, 0.3, [torch.Generator().manual_seed(i) for i in range(4000)])
+    size = spectrum.numel()
+    fourier = dense(lambda v: fft2c(v.to(torch.complex64)).to(torch.complex128), SHAPE)
+    colour = 2 * fourier.mH @ torch.diag(spectrum.flatten().square()).to(torch.complex128) @ fourier
+    gram = dense(lambda v: op.normal(v.to(torch.complex64)).to(torch.complex128), SHAPE)
+    ratio = (NOISE / error(0.3)) ** 2
+    inverse = torch.linalg.inv(gram + ratio * torch.eye(size))
+    left = torch.eye(size) - inverse @ gram
+    covariance = left @ colour @ left.mH + 2 * NOISE**2 * inverse @ gram @ inverse
+    mean = posterior(noisy[:1], 0.3).flatten().to(torch.complex128)
+    z_mean, z_covariance = deviations(samples.flatten(1).to(torch.complex128), mean, covariance)
+    assert z_mean < 4.5
+    assert z_covariance < 5.5
+    white = left @ (2 * error(0.3) ** 2 * left.mH) + 2 * NOISE**2 * inverse @ gram @ inverse
+    assert max(deviations(samples.flatten(1).to(torch.complex128), mean, white)) > 8
 
 
 def test_rows_and_cg_agree_on_the_mean():
