@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .audit import audit
+from .benchmark import benchmark
 from .common import BAD_INPUT, Commands, stop_on_termination
 from .demo import demo
 from .evaluate import evaluate
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (demo, train, recon, simulate, inspect, evaluate, priors, sample, audit):
+for _command in (demo, train, recon, simulate, inspect, evaluate, priors, sample, audit, benchmark):
     app.command(_command.__name__)(_command)
 
 
