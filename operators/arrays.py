@@ -1,4 +1,4 @@
-"""Turning what users hand in (NumPy arrays, lists, tensors) into the tensors that operators work on."""
+"""Turning what users hand in into the tensors that operators work on, and eigenvectors of these."""
 
 from typing import Any
 
@@ -16,3 +16,16 @@ def as_mask(x: Any) -> Tensor:
     """Return `x` as a bool tensor, True where it is not zero."""
     x = torch.as_tensor(x)
     return x if x.dtype == torch.bool else x != 0
+
+
+def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of Hermitian matrices, in double precision where single does not converge.
+
+    That happens with matrices of which nearly all eigenvalues are equal, such as those of image rows with few pixels
+    inside the coil support.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError:
+        values, vectors = torch.linalg.eigh(matrices.to(torch.complex128))
+    return values.to(matrices.real.dtype), vectors.to(matrices.dtype)

@@ -43,7 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arrays import as_complex
+from .arrays import as_complex, eigh
 
 BLOCK_BYTES = 16 * 2**20  # of coil x coil matrices held at a time; a few such blocks are alive at once
 SQUARINGS = 4
@@ -163,7 +163,7 @@ def _center(x: Tensor, side: int) -> Tensor:
 def _fix_phase(maps: Tensor, block: Tensor) -> Tensor:
     """Turn each pixel's phase so that the strongest virtual coil of the calibration data is real and positive."""
     samples = block.flatten(1).to(torch.complex128)
-    u = torch.linalg.eigh(samples @ samples.mH).eigenvectors[:, -1]
+    u = eigh(samples @ samples.mH)[1][:, -1]
     u = u * torch.exp(-1j * u[u.abs().argmax()].angle())
     virtual = torch.tensordot(u.conj().to(maps.dtype), maps, 1)
     return maps * torch.polar(torch.ones_like(virtual.real), -virtual.angle())
@@ -192,7 +192,7 @@ def _signal_kernels(block: Tensor, kernel: int, threshold: float) -> Tensor:
     windows = block.unfold(1, kernel, 1).unfold(2, kernel, 1)[:, _complete_windows(block, kernel)].transpose(0, 1)
     matrix = windows.flatten(1).to(torch.complex128)
     wide = matrix.shape[0] < matrix.shape[1]
-    energy, vectors = torch.linalg.eigh(matrix @ matrix.mH if wide else matrix.mH @ matrix)
+    energy, vectors = eigh(matrix @ matrix.mH if wide else matrix.mH @ matrix)
     keep = energy > max(threshold**2, 1e-12) * energy[-1]  # below 1e-12 the Gram matrix holds only rounding
     basis = vectors[:, keep].mH
     if wide:
@@ -240,7 +240,7 @@ def _dominant_eigenvectors(matrices: Tensor, crop: float) -> Tensor:
     # The Frobenius norm holds all eigenvalues, so what x leaves of it bounds the second, even if x is the wrong vector.
     slow = (energy > math.hypot(1, RATIO) * value) & (bound * energy ** (1 / 2**SQUARINGS) > crop)
     if bool(slow.any()):
-        values, vectors = torch.linalg.eigh(power[slow])
+        values, vectors = eigh(power[slow])
         value[slow], x[slow] = values[:, -1], vectors[..., -1]
     eigenvalue = bound * value ** (1 / 2**SQUARINGS)
     result[candidates] = x * (eigenvalue > crop)[:, None]

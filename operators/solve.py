@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arrays import as_complex
+from .arrays import as_complex, eigh
 from .fourier import centring
 from .sense import Sense
 
@@ -183,7 +183,7 @@ class RowSolver:
         owner = torch.nonzero(self._support)[:, 0]
         blocks = rows.conj().transpose(-1, -2) @ rows  # (rows, x, x)
         blocks *= circulant if len(circulant) == 1 else circulant[owner]
-        values, self._vectors = torch.linalg.eigh(blocks)
+        values, self._vectors = eigh(blocks)
         self.eigenvalues = values.clamp_min(0)
 
     def apply(self, function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:

@@ -107,3 +107,20 @@ def test_the_solver_follows_the_mask():
 def test_cg_solver_agrees_with_rows():
     op, rhs = make((6, 5)), normal((2, 6, 5))
     torch.testing.assert_close(CgSolver(op, 100, 1e-10).solve(rhs, 0.1), RowSolver(op).solve(rhs, 0.1))
+
+
+def test_rows_on_which_single_precision_does_not_converge(monkeypatch):
+    op = make((5, 6), hole=True)
+    op = Sense(op.sensitivity_maps.to(torch.complex64), op.mask)
+    rhs, usual = normal((5, 6)).to(torch.complex64), torch.linalg.eigh
+    expected = RowSolver(op).solve(rhs, 0.1)
+
+    def moody(matrices):
+        if matrices.dtype == torch.complex64:
+            raise torch.linalg.LinAlgError("did not converge")
+        return usual(matrices)
+
+    monkeypatch.setattr(torch.linalg, "eigh", moody)
+    found = RowSolver(op)
+    assert found.eigenvalues.dtype == torch.float32
+    torch.testing.assert_close(found.solve(rhs, 0.1), expected)
