@@ -9,7 +9,10 @@ from mri_ambient.errors import InputError
 # Names are repeated here, because asking the library for them would make --help load torch; a test compares.
 MASKS = ("random", "bernoulli", "equispaced", "gaussian", "poisson")
 TRAINING_METHODS = ("ambient", "supervised", "gsure", "tweedie", "bootstrap", "ssdu", "unet", "varnet", "em")
-RECON_METHODS = ("posterior", "mmse", "zero-filled", "sense", "l1-wavelet", "tv")
+RECON_METHODS = (
+    *("posterior", "mmse", "zero-filled", "sense", "l1-wavelet", "tv"),
+    *("dps", "adps", "dds", "diffpir", "daps", "pnpdm", "mmps"),
+)
 PRESETS = ("tiny", "small", "base")
 FORMATS = ("h5", "nifti", "dicom", "png")
 DEFAULT_MASK = "random"

@@ -32,7 +32,7 @@ from mri_ambient.preparation import is_volume
 from mri_ambient.prior import Prior
 from mri_ambient.recon.coverage import coverage
 from mri_ambient.recon.grappa import RIDGE, grappa
-from mri_ambient.recon.pipeline import Reconstructor, Settings, open_prior, undersample
+from mri_ambient.recon.pipeline import SAMPLED, Reconstructor, Settings, open_prior, undersample
 from mri_ambient.scan import Scan, load_scan, require_acs
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training import choose_device
@@ -233,7 +233,7 @@ def estimate(cell: Cell, indices: list[int]) -> Estimate:
     if weight is not None:
         images = weighted(scan, indices, _noise_of_files(cell.source, given), cell.method.method, weight)
         return Estimate(images, None, None, time.perf_counter() - began, 0)
-    keep = given.coverage and cell.method.method == "posterior"
+    keep = given.coverage and cell.method.method in SAMPLED
     numbers = (given.samples, given.steps, given.seed)
     settings = Settings(cell.method.method, *numbers, keep_samples=keep, calibrate=given.coverage)
     reconstructor = Reconstructor(scan, prior, settings, _noise_of_files(cell.source, given), place)

@@ -25,7 +25,7 @@ from mri_ambient.recon.evaluation import SUFFIX
 from mri_ambient.recon.export import write_dicom, write_nifti, write_png
 from mri_ambient.recon.figures import html_report
 from mri_ambient.recon.meter import Meter, counted, duration
-from mri_ambient.recon.pipeline import LEARNED, Reconstructor, Settings, open_prior, undersample
+from mri_ambient.recon.pipeline import LEARNED, SAMPLED, Reconstructor, Settings, open_prior, undersample
 from mri_ambient.recon.places import check_folder, find_scans, output_folders, result_stem
 from mri_ambient.recon.result import ReconstructionWriter, image_geometry, load_reconstruction
 from mri_ambient.scan import Scan, scan_of
@@ -225,7 +225,7 @@ def _preview(reconstructor: Reconstructor, facts: dict[str, Any]) -> Iterator[st
         f"  noise {calibration.noise_std:.4g} ({facts['noise_source']}; {relative:.2%} of the scale), "
         f"scale {calibration.scale:.4g}"
     )
-    if settings.method == "posterior" and reconstructor.prior is not None:
+    if settings.method in SAMPLED and reconstructor.prior is not None:
         check = reconstructor.evaluations_of_check
         total = check + facts["slices"] * reconstructor.evaluations_per_slice
         share = f", {check} of them to calibrate the error bars" if check else ""

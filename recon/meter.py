@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from mri_ambient.recon.pipeline import Reconstructor
+from mri_ambient.recon.pipeline import SAMPLED, Reconstructor
 from mri_ambient.training import Reporter
 
 WORTH_SAYING = 20  # seconds
@@ -26,7 +26,7 @@ class Meter:
 
     @property
     def _sampling(self) -> bool:
-        return self.reconstructor.settings.method == "posterior"
+        return self.reconstructor.settings.method in SAMPLED
 
     @property
     def total(self) -> int:

@@ -24,7 +24,7 @@ from mri_ambient.denoiser import set_precision
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern, acs_width, center_crop
 from mri_ambient.operators.classical import cg_sense, l1_wavelet, tv, zero_filled
-from mri_ambient.posterior import MIN_NOISE, refine
+from mri_ambient.posterior import MIN_NOISE, ImageDenoiser, refine
 from mri_ambient.prior import DEFAULT_PRIOR, Prior, load_prior
 from mri_ambient.recon.batches import Batches
 from mri_ambient.recon.consistency import (
@@ -38,6 +38,7 @@ from mri_ambient.recon.consistency import (
 )
 from mri_ambient.recon.posterior import sample_posterior
 from mri_ambient.recon.result import Reconstruction, image_geometry
+from mri_ambient.recon.samplers import SAMPLERS, Problem, further_mask, sample, through_mask
 from mri_ambient.scan import Scan
 from mri_ambient.streams import stream
 from mri_ambient.training import choose_device
@@ -48,8 +49,9 @@ CLASSICAL: dict[str, Callable[[PreparedSlice], Tensor]] = {
     "l1-wavelet": lambda item: l1_wavelet(item.kspace, item.operator, item.noise_std),
     "tv": lambda item: tv(item.kspace, item.operator, item.noise_std),
 }
-LEARNED = ("posterior", "mmse")
-METHODS = (*LEARNED, *CLASSICAL)
+SAMPLED = ("posterior", *SAMPLERS)
+LEARNED = (*SAMPLED, "mmse")
+METHODS = ("posterior", "mmse", *CLASSICAL, *SAMPLERS)
 REFINEMENT = 5  # noise-free steps from the average of the samples to the estimate
 CHECKED_SLICES = 3  # of a volume, evenly spread
 CHECKED_SAMPLES = 4
@@ -65,7 +67,7 @@ class Settings:
     method : str
         One of `METHODS`.
     samples, steps : int
-        Posterior samples, and noise levels (network evaluations) of each.
+        Posterior samples, and noise levels of each (for "posterior" as many network evaluations).
     seed : int
     keep_samples, keep_maps : bool
         Hand on the samples and the sensitivity maps too.
@@ -196,7 +198,7 @@ class Reconstructor:
     @property
     def evaluations_per_slice(self) -> int:
         """Network evaluations of a slice with signal."""
-        return {"posterior": self._cost(self.settings.samples), "mmse": 1}.get(self.settings.method, 0)
+        return self._cost(self.settings.samples)
 
     @property
     def evaluations_of_check(self) -> int:
@@ -204,12 +206,17 @@ class Reconstructor:
         return len(self._checked_slices) * self._cost(CHECKED_SAMPLES)
 
     def _cost(self, samples: int) -> int:
-        return 1 + samples * self.settings.steps + REFINEMENT
+        method, steps = self.settings.method, self.settings.steps
+        if method == "posterior":
+            return 1 + samples * steps + REFINEMENT
+        if method in SAMPLERS:
+            return 1 + samples * steps * SAMPLERS[method].evaluations_per_step
+        return 1 if method == "mmse" else 0
 
     @cached_property
     def _checked_slices(self) -> list[int]:
         """Evenly spread, and with something to hold out."""
-        if self.settings.method != "posterior" or not self.settings.calibrate:
+        if self.settings.method not in SAMPLED or not self.settings.calibrate:
             return []
         count = self.scan.shape[0]
         spread = sorted({int((i + 0.5) * count / CHECKED_SLICES) for i in range(CHECKED_SLICES)})
@@ -239,7 +246,7 @@ class Reconstructor:
         method, count = self.settings.method, self.settings.samples
         if self._is_empty(item):
             zero = torch.zeros(self.scan.shape[2:], dtype=torch.complex64)
-            result = self._finish(index, item, zero, zero.expand(count, -1, -1) if method == "posterior" else None, 0)
+            result = self._finish(index, item, zero, zero.expand(count, -1, -1) if method in SAMPLED else None, 0)
             return replace(result, chi_square=None, empty=True)
         if method in CLASSICAL:
             return self._finish(index, item, CLASSICAL[method](item), None, 0)
@@ -272,16 +279,31 @@ class Reconstructor:
     def _posterior(self, item: PreparedSlice, count: int, address: tuple[str | int, ...]) -> tuple[Tensor, Tensor, int]:
         """Estimate, samples (sample, y, x) with streams of their own below an address, and network evaluations."""
         assert self.prior is not None
-        mmse = self._mmse(item)
+        mmse, steps = self._mmse(item), self.settings.steps
         posterior = self.prior.posterior(item.kspace, item.operator, item.noise_std)
+        published = SAMPLERS.get(self.settings.method)
+        denoiser = self._through_mask(item) if self.settings.method == "adps" else self.prior.denoiser
+        problem = Problem(denoiser, item.kspace, item.operator, item.noise_std, posterior.solver)
 
         def draw(numbers: range) -> Tensor:
             streams = [stream(self.settings.seed, *address, k) for k in numbers]
-            steps = self.settings.steps
+            if published:
+                return sample(published, problem, len(streams), steps, streams, mmse)
             return sample_posterior(posterior, samples=len(streams), steps=steps, start=mmse, generators=streams)
 
         samples = self._batches.run(draw, count)
+        if published:
+            return samples.mean(0), samples, self._cost(count)
         return refine(posterior, samples.mean(0), steps=REFINEMENT, high=0.05), samples, self._cost(count)
+
+    def _through_mask(self, item: PreparedSlice) -> ImageDenoiser:
+        """The denoiser that A-DPS uses: it sees images through a mask such as those of its training, one a scan."""
+        assert self.prior is not None
+        accel = self.prior.card.get("acceleration", 4.0)
+        generator = stream(self.settings.seed, "further mask", self.scan.name)
+        width = item.kspace.shape[-1]
+        mask = further_mask(width, max(accel) if isinstance(accel, list) else accel, generator=generator)
+        return through_mask(self.prior.denoiser, item.operator.with_mask(mask))
 
     def _finish(
         self, index: int, item: PreparedSlice, mean: Tensor, samples: Tensor | None, evaluations: int
@@ -324,8 +346,8 @@ class Reconstructor:
             "method": self.settings.method,
             "prior": prior.name if prior else "none",
             "prior_hash": prior.hash if prior else "none",
-            "samples_drawn": self.settings.samples if self.settings.method == "posterior" else 0,
-            "steps": self.settings.steps if self.settings.method == "posterior" else 0,
+            "samples_drawn": self.settings.samples if self.settings.method in SAMPLED else 0,
+            "steps": self.settings.steps if self.settings.method in SAMPLED else 0,
             "network_evaluations": evaluations,
             "seed": self.settings.seed,
             "acceleration": round(self.scan.acceleration, 4),

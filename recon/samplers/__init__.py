@@ -1,6 +1,6 @@
 """Published posterior samplers behind one interface: a denoiser, a `Problem`, and a class with one `step`.
 
-`SAMPLERS` holds those that work with any denoiser, as published. `ADPS` needs a denoiser that is told its mask.
+`SAMPLERS` holds all, with their published settings. A-DPS needs a denoiser that sees through a mask (`through_mask`).
 """
 
 from .base import NoiseRange, Problem, Sampler, sample
@@ -12,6 +12,7 @@ from .pnpdm import PnPDM
 
 SAMPLERS: dict[str, Sampler] = {
     "dps": DPS(),
+    "adps": ADPS(),
     "dds": DDS(),
     "diffpir": DiffPIR(),
     "daps": DAPS(),

@@ -148,6 +148,11 @@ class Problem:
 class Sampler(Protocol):
     """A way to sample the posterior."""
 
+    @property
+    def evaluations_per_step(self) -> int:
+        """Network evaluations of a sample at each level, at most; a pass back through the network counts as two."""
+        ...
+
     def levels(self, steps: int) -> list[float]:
         """Noise levels from high to low, `steps` of them; the zero at the end is not listed."""
         ...
@@ -169,6 +174,11 @@ class NoiseRange:
 
     high: float = 2.0
     low: float = 0.01
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """One, unless a sampler says otherwise."""
+        return 1
 
     def levels(self, steps: int) -> list[float]:
         """`steps` noise levels from high to low."""

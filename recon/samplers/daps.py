@@ -40,6 +40,11 @@ class DAPS(NoiseRange):
     flow_steps: int = 5
     flow_low: float = 0.01
 
+    @property
+    def evaluations_per_step(self) -> int:
+        """Of the flow."""
+        return self.flow_steps + 1
+
     def step(self, x: Tensor, sigma: float, next_sigma: float, problem: Problem, generators: Generators) -> Tensor:
         """Flow to noise zero, draw given the data, noise."""
         drawn = problem.draw(self.flow(x, sigma, problem), sigma, generators)

@@ -69,6 +69,11 @@ class DPS(NoiseRange):
 
     zeta: float = 1.0
 
+    @property
+    def evaluations_per_step(self) -> int:
+        """One, and a pass back."""
+        return 3
+
     def step(self, x: Tensor, sigma: float, next_sigma: float, problem: Problem, generators: Generators) -> Tensor:
         """Ancestral step, then the gradient."""
         mean, gradient = guidance(x, sigma, problem)
@@ -88,6 +93,11 @@ class ADPS(NoiseRange):
     high: float = 10.0
     low: float = 0.004
     weight: float = 1.0
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """One, and a pass back."""
+        return 3
 
     def step(self, x: Tensor, sigma: float, next_sigma: float, problem: Problem, generators: Generators) -> Tensor:
         """Euler step of the probability flow, then the gradient; no noise."""

@@ -54,6 +54,11 @@ class MMPS(NoiseRange):
     iterations: int = 1
     sigma_data: float = 0.25
 
+    @property
+    def evaluations_per_step(self) -> int:
+        """One, and a pass back for every iteration."""
+        return 1 + 2 * self.iterations
+
     def step(self, x: Tensor, sigma: float, next_sigma: float, problem: Problem, generators: Generators) -> Tensor:
         """Conditional mean, then an ancestral step."""
         mean = self.posterior_mean(x, sigma, problem)

@@ -52,6 +52,11 @@ class PnPDM:
     prior_steps: int = 10
     floor: float = 0.005
 
+    @property
+    def evaluations_per_step(self) -> int:
+        """Of a draw from the prior."""
+        return self.prior_steps
+
     def levels(self, steps: int) -> list[float]:
         """`steps` couplings, from high to low."""
         decay = self.decay ** (PUBLISHED_ITERATIONS / steps)
