@@ -38,7 +38,7 @@ from mri_ambient.simulate import simulate_scan
 from mri_ambient.streams import stream
 from mri_ambient.volumes import load_volume
 
-HIGH = 0.5  # as today's default: the start is good, so that higher levels are a waste of steps
+HIGH = 0.5  # as the default: the start is good, so that higher levels are a waste of steps
 ROWS = [  # name, sampler, steps
     ("DDS", DDS(HIGH), 25),
     ("DiffPIR", DiffPIR(HIGH), 25),
@@ -51,7 +51,7 @@ ROWS = [  # name, sampler, steps
     ("DPS", DPS(HIGH), 8),
     ("DPS", DPS(HIGH), 60),
     ("A-DPS", ADPS(HIGH), 8),
-    ("A-DPS", ADPS(), 60),
+    ("A-DPS", ADPS(), 500),  # as published
 ]
 
 
@@ -94,7 +94,7 @@ def compare(scan, prior, count, only):
     def streams():
         return [stream(0, "sample", k) for k in range(count)]
 
-    def today():
+    def default():
         posterior = prior.posterior(item.kspace, op, noise_std, solver)
         samples = sample_posterior(posterior, samples=count, steps=25, start=start, generators=streams())
         return samples, posterior.evaluations
@@ -105,7 +105,7 @@ def compare(scan, prior, count, only):
         return sample(sampler, problem, count, steps, streams(), start), problem.evaluations
 
     found = {"one step": [np.nan, psnr(truth[None].numpy(), start.abs()[None].numpy()), np.nan, 1, np.nan]}
-    runs = {"today's default, 25 levels": today}
+    runs = {"default, 25 levels": default}
     runs |= {f"{name}, {steps} levels": lambda a=(s, steps): published(*a) for name, s, steps in ROWS}
     for name, run in runs.items():
         if only and not any(word in name for word in only):
