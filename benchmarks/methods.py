@@ -5,7 +5,8 @@
 Trains every method on every third slice of patients 01, 03 and 12 (FLAIR, T1, T2; 160 x 160, 8 coils, mask and noise
 fixed per slice), at R = 4 and noise 0.02 with two seeds, at other noise levels and accelerations with one or two, and
 reconstructs a slice of each contrast of patient 04 with each prior. A method gets as many images as fit the computing
-time of `--images` images of the ambient method (`COST`: seconds of a step over one of ambient, measured alone).
+time of `--images` images of the ambient method (`COST`: seconds of a step over one of ambient, measured alone). EM
+starts from the ambient prior, with half of that on top.
 
 Finished trainings and rows are kept in `--out`: the same command continues, and several processes may share the work
 with `--only` (beginnings of names). `--table` is written from what is there.
@@ -27,9 +28,10 @@ from mri_ambient.metrics import psnr, ssim
 from mri_ambient.operators import MaskPattern
 from mri_ambient.operators.classical import l1_wavelet
 from mri_ambient.preparation import Simulation, prepare
+from mri_ambient.recon.em import train
 from mri_ambient.recon.pipeline import Reconstructor, Settings, open_prior
 from mri_ambient.simulate import simulate_scan
-from mri_ambient.training import choose_device, first_reconstruction, train
+from mri_ambient.training import choose_device, first_reconstruction
 from mri_ambient.volumes import Volume, load_volume
 
 MATRIX, EVERY = 160, 3
@@ -98,6 +100,8 @@ def jobs(out):
         composed = {"views": (str(out / view.name),)}
         found += [view, Job("bootstrap", "undersampled", seed=seed, share=0.7, extra=composed)]
         found += [Job("bootstrap", "clean", seed=seed, share=0.7, extra=composed)]
+        start = {"init": str(out / Job("ambient", "weighted", seed=seed).name), "laps": 1}
+        found += [Job("em", seed=seed, share=0.5, extra=start)]
     for noise in (0.1, 0.2):
         found += [Job(*m, noise=noise) for m in (("ambient", "weighted"), ("ambient", "published"), ("tweedie",))]
         found += [Job(*m, noise=noise) for m in (("gsure",), ("ssdu", "weighted"), ("supervised",))]

@@ -200,6 +200,11 @@ class TestVerdict:
         assert f"noise level is {word}" in check.verdict
         assert check.std_factor == 1
 
+    def test_error_bars_are_never_narrowed(self):
+        wide = HeldOut(100.0, 100.0, 1.0, 1.0, 0.25, 1.0, 1e-3)
+        assert wide.factor == pytest.approx(0.5, rel=1e-2)
+        assert Check((0,), (wide,), (1.0,)).std_factor == 1
+
     @pytest.mark.parametrize(("held_out", "word"), [(2.0, "worse"), (0.3, "better")])
     def test_wrong_prior(self, held_out, word):
         check = self.check(held_out)
