@@ -156,8 +156,10 @@ class Check:
 
     @property
     def std_factor(self) -> float:
-        """What the standard deviations of the volume are multiplied by: never below 1, and 1 where nothing could be held
-        out, or where the noise level, on which it depends, is wrong."""
+        """What the standard deviations of the volume are multiplied by, never less than 1.
+
+        It is 1 where nothing could be held out, or where the noise level, on which it depends, is wrong.
+        """
         return max(1.0, pooled(self.parts).factor) if self.parts and self.noise_fits else 1.0
 
     @property
