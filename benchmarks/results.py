@@ -66,6 +66,18 @@ def report(result):
         ("NMSE", methods, lambda *cell: f"{values(*cell, 'nmse').mean():.4f}"),
         ("PSNR above L1-wavelet (dB), 95 % interval over volumes", learned, gain),
     ]
+    if result.settings["coverage"]:
+        sampled = [m for m in learned if m.startswith("posterior")]
+
+        def covered(*cell):
+            rows = [cells[(*cell, v)]["coverage"] for v in volumes]
+            return f"{np.mean([r['student'][r['levels'].index(0.9)] for r in rows]):.2f}"
+
+        def factor(*cell):
+            return f"{np.mean([cells[(*cell, v)]['coverage']['std_factor'] for v in volumes]):.2f}"
+
+        parts.append(("Share of brain pixels within the 90 % interval", sampled, covered))
+        parts.append(("Factor of the error bars from held-out lines", sampled, factor))
     text = []
     for title, columns, cell in parts:
         text += [f"**{title}**\n", f"| mask | R | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]

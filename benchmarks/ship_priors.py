@@ -40,7 +40,7 @@ def main():
     results = json.loads(args.results.read_text())
     for run, name in (entry.split("=") for entry in args.runs):
         prior = load_prior(run)
-        if results["settings"]["hashes"][name] != prior.hash:
+        if results["settings"]["priors"][name] != prior.hash:
             raise SystemExit(f"{run} is not the prior that {args.results} calls {name}.")
         card, accel = prior.card, prior.card["acceleration"]
         method = "--method supervised" if card["method"] == "supervised" else " ".join(

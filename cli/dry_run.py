@@ -52,6 +52,8 @@ def dry_run(
         f"time        {config.steps} steps of {config.batch} images, about {duration(seconds * config.steps)} at "
         f"{seconds:.2g} s a step ({_MATRIX} columns), and the preparation of the data"
     )
+    if config.method == "em":
+        print(f"            in each of {counted(config.laps, 'lap')}, after one posterior draw of every slice")
 
 
 def _described(sources: Sequence[Path]) -> str:
