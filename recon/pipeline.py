@@ -72,7 +72,8 @@ class Settings:
     keep_samples, keep_maps : bool
         Hand on the samples and the sensitivity maps too.
     calibrate : bool
-        Scale the standard deviations on held-out k-space, which takes a few more samples of a few slices.
+        Scale the standard deviations on held-out k-space, which takes a few more samples of a few slices; only with the
+        method "posterior", as samples of the published samplers need not be posterior samples.
     """
 
     method: str = "posterior"
@@ -216,7 +217,7 @@ class Reconstructor:
     @cached_property
     def _checked_slices(self) -> list[int]:
         """Evenly spread, and with something to hold out."""
-        if self.settings.method not in SAMPLED or not self.settings.calibrate:
+        if self.settings.method != "posterior" or not self.settings.calibrate:
             return []
         count = self.scan.shape[0]
         spread = sorted({int((i + 0.5) * count / CHECKED_SLICES) for i in range(CHECKED_SLICES)})
