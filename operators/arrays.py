@@ -22,10 +22,13 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of Hermitian matrices, in double precision where single does not converge.
 
     That happens with matrices of which nearly all eigenvalues are equal, such as those of image rows with few pixels
-    inside the coil support.
+    inside the coil support. LAPACK then reports an error, or returns values that are not finite.
     """
     try:
         values, vectors = torch.linalg.eigh(matrices)
+        converged = bool(torch.isfinite(values).all()) and bool(torch.isfinite(vectors).all())
     except torch.linalg.LinAlgError:
+        converged = False
+    if not converged:
         values, vectors = torch.linalg.eigh(matrices.to(torch.complex128))
     return values.to(matrices.real.dtype), vectors.to(matrices.dtype)
