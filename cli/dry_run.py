@@ -53,7 +53,7 @@ def dry_run(
         f"{seconds:.2g} s a step ({_MATRIX} columns), and the preparation of the data"
     )
     if config.method == "em":
-        print(f"            in each of {counted(config.laps, 'lap')}, after one posterior draw of every slice")
+        print(f"            in each of {counted(config.laps or 1, 'lap')}, after one posterior draw of every slice")
 
 
 def _described(sources: Sequence[Path]) -> str:

@@ -37,6 +37,7 @@ from mri_ambient.operators import CgSolver, RowSolver, Sense, ifft2c, normal_sol
 # Both were chosen with priors learned on patients 01 and 03, on patient 12 at R = 2, 4, 8 (docs/research-log.md).
 ERROR_FACTOR = 3.0  # error at the frequencies that undersampling hides, over the root mean square error
 SPREAD_FACTOR = 2.0  # error on the images of a chain, over the error on noised images
+START_REGULARISATION = 0.05  # of the least-squares image that the first noise is added to
 MIN_NOISE = 1e-4  # in prior units: below this data count as exact to single precision
 
 
@@ -48,8 +49,8 @@ class ImageDenoiser(Protocol):
         ...
 
 
-class PosteriorDenoiser:
-    """``x | x_t, y`` from a denoiser, measured k-space and its operator.
+class MeasuredSlice:
+    """Measured k-space of one slice, and a denoiser that knows what images look like.
 
     Parameters
     ----------
@@ -61,18 +62,15 @@ class PosteriorDenoiser:
         Of one slice.
     noise_std : float
         Of `kspace`, per real component; positive.
-    error : callable
-        ``sigma -> r``, the error of the denoiser per real component that the data are weighted with.
     solver : RowSolver or CgSolver, optional
         For ``(A^H A + lambda) u = b``. Default: whichever fits the mask.
-    spectrum : callable, optional
-        ``sigma -> (y, x)``, standard deviation per real component of the denoiser's error in centred k-space. Default:
-        white, of standard deviation ``r``.
 
     Attributes
     ----------
+    adjoint : Tensor (y, x)
+        ``A^H y``.
     support : Tensor (y, x), bool
-        Where some coil is sensitive.
+        Where some coil is sensitive; elsewhere images are zero.
     evaluations : int
         How often the denoiser was called (once for a batch of samples).
 
@@ -88,21 +86,54 @@ class PosteriorDenoiser:
         kspace: Tensor,
         operator: Sense,
         noise_std: float,
-        error: Callable[[float], float],
         solver: RowSolver | CgSolver | None = None,
-        spectrum: Callable[[float], Tensor] | None = None,
     ) -> None:
         if not noise_std > 0:
             raise ValueError("posterior sampling needs a positive noise level")
         self.denoiser = denoiser
         self.operator = operator
         self.noise_std = noise_std
-        self.error = error
-        self.spectrum = spectrum
         self.solver = solver or normal_solver(operator)
         self.adjoint = operator.adjoint(kspace)
         self.support = operator.sensitivity_maps.abs().amax(-3) > 0
         self.evaluations = 0
+
+    def start(self) -> Tensor:
+        """A regularised least-squares image (y, x), to begin with where nothing better is known."""
+        return self.solver.solve(self.adjoint, START_REGULARISATION)
+
+    def white(self, shape: tuple[int, ...], generators: Sequence[torch.Generator]) -> Tensor:
+        """White noise (samples, *shape), standard deviation 1 per component, one generator a sample."""
+        return torch.stack([white_noise(shape, g) for g in generators]).to(self.adjoint.device)
+
+
+class PosteriorDenoiser(MeasuredSlice):
+    """``x | x_t, y`` from a denoiser, measured k-space and its operator.
+
+    Parameters
+    ----------
+    denoiser, kspace, operator, noise_std, solver
+        As in `MeasuredSlice`.
+    error : callable
+        ``sigma -> r``, the error of the denoiser per real component that the data are weighted with.
+    spectrum : callable, optional
+        ``sigma -> (y, x)``, standard deviation per real component of the denoiser's error in centred k-space. Default:
+        white, of standard deviation ``r``.
+    """
+
+    def __init__(
+        self,
+        denoiser: ImageDenoiser,
+        kspace: Tensor,
+        operator: Sense,
+        noise_std: float,
+        error: Callable[[float], float],
+        solver: RowSolver | CgSolver | None = None,
+        spectrum: Callable[[float], Tensor] | None = None,
+    ) -> None:
+        super().__init__(denoiser, kspace, operator, noise_std, solver)
+        self.error = error
+        self.spectrum = spectrum
 
     def __call__(self, noisy: Tensor, sigma: float) -> Tensor:
         """Posterior mean (samples, y, x) given noisy images at one level."""
@@ -123,7 +154,7 @@ class PosteriorDenoiser:
 
     def _left_out(self, r: float, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
         """A Gaussian draw (samples, y, x) of what the denoiser may have left out."""
-        white = self._white(self.operator.image_shape, generators)
+        white = self.white(self.operator.image_shape, generators)
         if self.spectrum is None:
             return r * white
         return ifft2c(self.spectrum(sigma).to(white.device) * white)
@@ -131,11 +162,23 @@ class PosteriorDenoiser:
     def _data_noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """``A^H n`` (samples, y, x) for white noise ``n`` of standard deviation 1 per component."""
         if isinstance(self.solver, RowSolver):  # the same covariance, from less noise
-            return self.solver.apply(torch.sqrt, self._white(self.operator.image_shape, generators))
-        return self.operator.adjoint(self._white(self.operator.kspace_shape, generators))
+            return self.solver.apply(torch.sqrt, self.white(self.operator.image_shape, generators))
+        return self.operator.adjoint(self.white(self.operator.kspace_shape, generators))
 
-    def _white(self, shape: tuple[int, ...], generators: Sequence[torch.Generator]) -> Tensor:
-        return torch.stack([white_noise(shape, g) for g in generators]).to(self.adjoint.device)
+
+def one_each(generators: Sequence[torch.Generator] | None, samples: int) -> Sequence[torch.Generator]:
+    """The generators, one a sample; by default with the seeds 0, 1, 2, ...
+
+    Raises
+    ------
+    ValueError
+        If their number is not that of the samples.
+    """
+    if generators is None:
+        return [torch.Generator().manual_seed(i) for i in range(samples)]
+    if len(generators) != samples:
+        raise ValueError(f"{samples} samples need as many generators, not {len(generators)}")
+    return generators
 
 
 def white_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

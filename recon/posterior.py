@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mri_ambient.denoiser import noise_schedule
-from mri_ambient.posterior import PosteriorDenoiser, white_noise
+from mri_ambient.posterior import PosteriorDenoiser, one_each
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def anneal(
     """
     image = start.expand(len(generators), *start.shape[-2:])
     for sigma in schedule:
-        noise = torch.stack([white_noise(image.shape[-2:], g) for g in generators]).to(image.device)
+        noise = posterior.white(posterior.operator.image_shape, generators)
         image = posterior.draw(image + sigma * noise, sigma, generators)
         image = image * posterior.support  # elsewhere no coil sees anything: there is no object
     return image
@@ -82,10 +82,6 @@ def sample_posterior(
     ValueError
         If the number of generators is not the number of samples.
     """
-    if generators is None:
-        generators = [torch.Generator().manual_seed(i) for i in range(samples)]
-    if len(generators) != samples:
-        raise ValueError(f"{samples} samples need as many generators, not {len(generators)}")
-    if start is None:
-        start = posterior.solver.solve(posterior.adjoint, 0.05)
+    generators = one_each(generators, samples)
+    start = posterior.start() if start is None else start
     return anneal(posterior, start, noise_schedule(steps, high, low), generators)

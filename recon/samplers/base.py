@@ -42,44 +42,17 @@ import torch
 from torch import Tensor
 
 from mri_ambient.denoiser import noise_schedule
-from mri_ambient.operators import CgSolver, RowSolver, Sense, normal_solver
-from mri_ambient.posterior import ImageDenoiser, white_noise
-
-START_REGULARISATION = 0.05  # of the least-squares image that the first noise is added to
+from mri_ambient.operators import CgSolver, RowSolver, Sense
+from mri_ambient.posterior import ImageDenoiser, MeasuredSlice, one_each
 
 Generators = Sequence[torch.Generator]
 Pullback = Callable[[Tensor], Tensor]
 
 
-class Problem:
-    """Measured k-space of one slice, and a denoiser that knows what images look like.
+class Problem(MeasuredSlice):
+    """A `MeasuredSlice` with what published samplers are made of; parameters and attributes are those of that class.
 
-    Parameters
-    ----------
-    denoiser : callable
-        ``(x_t (samples, y, x), sigma) -> image``; for instance `mri_ambient.denoiser.Denoiser`.
-    kspace : Tensor (coil, y, x)
-        Measured, in prior units.
-    operator : Sense
-        Of one slice.
-    noise_std : float
-        Of `kspace`, per real component; positive.
-    solver : RowSolver or CgSolver, optional
-        For ``(A^H A + lambda) u = b``. Default: whichever fits the mask.
-
-    Attributes
-    ----------
-    adjoint : Tensor (y, x)
-        ``A^H y``.
-    support : Tensor (y, x), bool
-        Where some coil is sensitive; elsewhere images are zero.
-    evaluations : int
-        Network evaluations so far, of a batch of samples; a pass back through the network counts as two.
-
-    Raises
-    ------
-    ValueError
-        If the noise level is not positive.
+    `evaluations` counts a pass back through the network as two.
     """
 
     def __init__(
@@ -90,16 +63,8 @@ class Problem:
         noise_std: float,
         solver: RowSolver | CgSolver | None = None,
     ) -> None:
-        if not noise_std > 0:
-            raise ValueError("posterior sampling needs a positive noise level")
-        self.denoiser = denoiser
-        self.operator = operator
+        super().__init__(denoiser, kspace, operator, noise_std, solver)
         self.kspace = kspace * operator.mask
-        self.noise_std = noise_std
-        self.solver = solver or normal_solver(operator)
-        self.adjoint = operator.adjoint(kspace)
-        self.support = operator.sensitivity_maps.abs().amax(-3) > 0
-        self.evaluations = 0
 
     def denoise(self, noisy: Tensor, sigma: float) -> Tensor:
         """``E[x | x_t]`` (samples, y, x)."""
@@ -141,8 +106,7 @@ class Problem:
 
     def noise(self, generators: Generators, coils: bool = False) -> Tensor:
         """White noise (samples, y, x) or (samples, coil, y, x), standard deviation 1 per component."""
-        shape = self.operator.kspace_shape if coils else self.operator.image_shape
-        return torch.stack([white_noise(shape, g) for g in generators]).to(self.adjoint.device)
+        return self.white(self.operator.kspace_shape if coils else self.operator.image_shape, generators)
 
 
 class Sampler(Protocol):
@@ -216,12 +180,8 @@ def sample(
     ValueError
         If the number of generators is not the number of samples.
     """
-    if generators is None:
-        generators = [torch.Generator().manual_seed(i) for i in range(samples)]
-    if len(generators) != samples:
-        raise ValueError(f"{samples} samples need as many generators, not {len(generators)}")
-    if start is None:
-        start = problem.solver.solve(problem.adjoint, START_REGULARISATION)
+    generators = one_each(generators, samples)
+    start = problem.start() if start is None else start
     levels = sampler.levels(steps)
     x = start * problem.support + levels[0] * problem.noise(generators)
     for sigma, next_sigma in pairwise([*levels, 0.0]):
