@@ -18,6 +18,9 @@ while the weight ``r`` of the data stays one number: the draws then have the cov
 denoiser's error has covariance ``C``, whatever the gain. With white fluctuations of an ``r`` that is right on average,
 unmeasured low frequencies are under-dispersed and high ones too noisy.
 
+Several sets of coil maps (`mri_ambient.operators.sense.SoftSense`): the images of the sets are independent before the
+data are seen, and the denoiser takes each as an image of its own.
+
 References
 ----------
 J. Song, A. Vahdat, M. Mardani, J. Kautz, Pseudoinverse-guided diffusion models for inverse problems, ICLR 2023 (the
@@ -33,6 +36,7 @@ from torch import Tensor
 
 from mri_ambient.denoiser import noise_schedule
 from mri_ambient.operators import CgSolver, RowSolver, Sense, ifft2c, normal_solver
+from mri_ambient.operators.sense import SoftSense, side_by_side
 
 # Both were chosen with priors learned on patients 01 and 03, on patient 12 at R = 2, 4, 8 (docs/research-log.md).
 ERROR_FACTOR = 3.0  # error at the frequencies that undersampling hides, over the root mean square error
@@ -59,7 +63,7 @@ class MeasuredSlice:
     kspace : Tensor (coil, y, x)
         Measured, in prior units.
     operator : Sense
-        Of one slice.
+        Of one slice. With several sets of maps, an image (y, x) is all of theirs side by side, here and below.
     noise_std : float
         Of `kspace`, per real component; positive.
     solver : RowSolver or CgSolver, optional
@@ -90,7 +94,7 @@ class MeasuredSlice:
     ) -> None:
         if not noise_std > 0:
             raise ValueError("posterior sampling needs a positive noise level")
-        self.denoiser = denoiser
+        self.denoiser = each_set(denoiser, operator) if isinstance(operator, SoftSense) else denoiser
         self.operator = operator
         self.noise_std = noise_std
         self.solver = solver or normal_solver(operator)
@@ -102,9 +106,31 @@ class MeasuredSlice:
         """A regularised least-squares image (y, x), to begin with where nothing better is known."""
         return self.solver.solve(self.adjoint, START_REGULARISATION)
 
-    def white(self, shape: tuple[int, ...], generators: Sequence[torch.Generator]) -> Tensor:
-        """White noise (samples, *shape), standard deviation 1 per component, one generator a sample."""
+    def noise(self, generators: Sequence[torch.Generator], coils: bool = False) -> Tensor:
+        """White noise (samples, y, x) or (samples, coil, y, x), standard deviation 1 per component."""
+        shape = self.operator.kspace_shape if coils else self.operator.image_shape
         return torch.stack([white_noise(shape, g) for g in generators]).to(self.adjoint.device)
+
+    def conditional(self, mean: Tensor, spread: float) -> Tensor:
+        """Mean (samples, y, x) of x given the data, if ``x ~ N(mean, spread^2 I)`` before."""
+        return self._solve(self.adjoint, mean, spread, mean)
+
+    def conditional_draw(
+        self, mean: Tensor, fluctuation: Tensor, spread: float, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """`conditional` of perturbed mean and data: a draw, if the fluctuation is one of ``N(0, spread^2 I)``."""
+        data = self.adjoint + self.noise_std * self._data_noise(generators)
+        return self._solve(data, mean + fluctuation, spread, mean)
+
+    def _solve(self, data: Tensor, image: Tensor, spread: float, initial: Tensor) -> Tensor:
+        ratio = (self.noise_std / spread) ** 2
+        return self.solver.solve(data + ratio * image, ratio, initial=initial)
+
+    def _data_noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """``A^H n`` (samples, y, x) for white noise ``n`` of standard deviation 1 per component."""
+        if isinstance(self.solver, RowSolver):  # the same covariance, from less noise
+            return self.solver.apply(torch.sqrt, self.noise(generators))
+        return self.operator.adjoint(self.noise(generators, coils=True))
 
 
 class PosteriorDenoiser(MeasuredSlice):
@@ -137,33 +163,31 @@ class PosteriorDenoiser(MeasuredSlice):
 
     def __call__(self, noisy: Tensor, sigma: float) -> Tensor:
         """Posterior mean (samples, y, x) given noisy images at one level."""
-        prior_mean = self.denoiser(noisy, sigma)
         self.evaluations += 1
-        ratio = (self.noise_std / self.error(sigma)) ** 2
-        return self.solver.solve(self.adjoint + ratio * prior_mean, ratio, initial=prior_mean)
+        return self.conditional(self.denoiser(noisy, sigma), self.error(sigma))
 
     def draw(self, noisy: Tensor, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
         """One draw (samples, y, x) of ``x | x_t, y`` for each noisy image, one generator a sample."""
-        prior_mean = self.denoiser(noisy, sigma)
         self.evaluations += 1
         r = self.error(sigma)
-        ratio = (self.noise_std / r) ** 2
-        image = prior_mean + self._left_out(r, sigma, generators)
-        data = self.adjoint + self.noise_std * self._data_noise(generators)
-        return self.solver.solve(data + ratio * image, ratio, initial=prior_mean)
+        return self.conditional_draw(self.denoiser(noisy, sigma), self._left_out(r, sigma, generators), r, generators)
 
     def _left_out(self, r: float, sigma: float, generators: Sequence[torch.Generator]) -> Tensor:
         """A Gaussian draw (samples, y, x) of what the denoiser may have left out."""
-        white = self.white(self.operator.image_shape, generators)
+        white = self.noise(generators)
         if self.spectrum is None:
             return r * white
         return ifft2c(self.spectrum(sigma).to(white.device) * white)
 
-    def _data_noise(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """``A^H n`` (samples, y, x) for white noise ``n`` of standard deviation 1 per component."""
-        if isinstance(self.solver, RowSolver):  # the same covariance, from less noise
-            return self.solver.apply(torch.sqrt, self.white(self.operator.image_shape, generators))
-        return self.operator.adjoint(self.white(self.operator.kspace_shape, generators))
+
+def each_set(denoiser: ImageDenoiser, operator: SoftSense) -> ImageDenoiser:
+    """The denoiser, for images (samples, y, sets * x) of the operator's sets side by side."""
+
+    def denoise(noisy: Tensor, sigma: float | Tensor) -> Tensor:
+        images = operator.apart(noisy)
+        return side_by_side(denoiser(images.flatten(0, 1), sigma).reshape(images.shape))
+
+    return denoise
 
 
 def one_each(generators: Sequence[torch.Generator] | None, samples: int) -> Sequence[torch.Generator]:

@@ -12,7 +12,7 @@ from .masks import (
     random_mask,
 )
 from .noise import estimate_noise, noise_covariance, prewhiten
-from .sense import Sense
+from .sense import Sense, SoftSense
 from .solve import CgSolver, RowSolver, Solution, conjugate_gradient, normal_solver
 from .splitting import acs_mask, acs_width, heldout_weights, split_mask
 
@@ -21,6 +21,7 @@ __all__ = [
     "MaskPattern",
     "RowSolver",
     "Sense",
+    "SoftSense",
     "Solution",
     "acs_mask",
     "acs_width",

@@ -1,4 +1,4 @@
-r"""Coil sensitivity maps from the fully sampled centre of k-space: ESPIRiT, with one set of maps.
+r"""Coil sensitivity maps from the fully sampled centre of k-space: ESPIRiT, with one set of maps or several.
 
 Every ``kernel x kernel`` window of multi-coil k-space lies close to a low-dimensional space. The windows of the
 calibration region are the rows of a matrix :math:`A = U \Sigma V^H`; the right singular vectors with
@@ -9,6 +9,9 @@ the image domain, that the vector of coil sensitivities at pixel *r* is an eigen
 .. math:: G(r) = kernel^{-2} \sum_k \hat v_k(r) \hat v_k(r)^H  \qquad (coil \times coil, \; 0 \le G \le 1).
 
 The map is the dominant eigenvector. Where its eigenvalue is not above `crop` there is no object; the map is zero there.
+Where two parts of the object lie on top of each other, a second eigenvalue is near one; its eigenvector is the map of
+the second set, found by the same iteration after :math:`G \leftarrow G - \lambda S S^H`. The eigenvalue reaches one
+only where the overlap is about as wide as a window of k-space resolves, ``N / kernel`` pixels.
 
 Three properties make this fast without approximating it:
 
@@ -23,7 +26,8 @@ Three properties make this fast without approximating it:
 Gauge. A map is defined up to one phase a pixel. Here the phase is such that the sensitivity of a fixed virtual coil is
 real and not negative: the strongest combination *u* of the coils in the calibration data (dominant eigenvector of their
 covariance, its largest entry made positive), :math:`u^H S(r) \ge 0`. The maps are smooth wherever that coil sees the
-object, and independent of the order of the coils.
+object, and independent of the order of the coils. Where two eigenvalues are nearly equal, only the space that the maps
+of the sets span has a meaning.
 
 Few lines. Samples that are zero in every coil were not acquired; windows that contain one are not calibration data.
 With 13 lines of a 24-line region, the windows that remain give about half the error of the 13 x 13 square, and without
@@ -60,6 +64,7 @@ def espirit(
     kernel: int | None = None,
     threshold: float = 0.02,
     crop: float = 0.95,
+    sets: int = 1,
 ) -> Tensor:
     """Estimate coil sensitivity maps from the centre of k-space.
 
@@ -82,13 +87,16 @@ def espirit(
         Singular values below this fraction of the largest are treated as noise.
     crop : float
         Maps are zero where the eigenvalue does not exceed this.
+    sets : int
+        Number of eigenvectors a pixel, each with its own eigenvalue; more than one with the torch backend only.
 
     Returns
     -------
     Tensor, complex64, same shape and device as `kspace`
-        The sum over coils of the squared modulus is 1 on the support and 0 outside. The phase is such that the virtual
-        coil that is strongest in the calibration data is real and positive. With one coil the map is the support.
-        A slice that is zero altogether has maps of zeros.
+        With several sets (set, coil, y, x) or (slice, set, coil, y, x), orthonormal over coils. The sum over coils of
+        the squared modulus is 1 on the support and 0 outside. The phase is such that the virtual coil that is strongest
+        in the calibration data is real and positive. With one coil the map is the support. A slice that is zero
+        altogether has maps of zeros.
 
     Raises
     ------
@@ -108,23 +116,27 @@ def espirit(
     True
     """
     kspace = as_complex(kspace).to(torch.complex64)
-    _check_arguments(tuple(kspace.shape), acs, backend, kernel, threshold, crop)
+    _check_arguments(tuple(kspace.shape), acs, backend, kernel, threshold, crop, sets)
     acs = min(acs, *kspace.shape[-2:])
-    maps = torch.zeros_like(kspace, memory_format=torch.contiguous_format)
-    estimate = _sigpy_maps if backend == "sigpy" else _torch_maps
-    volume = (kspace, maps) if kspace.ndim == 4 else (kspace[None], maps[None])
-    for data, out in zip(*volume, strict=True):
+    volume = kspace if kspace.ndim == 4 else kspace[None]
+    maps = kspace.new_zeros(len(volume), sets, *volume.shape[1:])
+    for data, out in zip(volume, maps, strict=True):
         block = _center(data, acs)
         if not bool(torch.isfinite(torch.view_as_real(block)).all()):
             raise ValueError("the calibration region of k-space contains values that are not finite.")
         if bool((data != 0).any()):
             side = _kernel_side(block, kernel)
-            out.copy_(_fix_phase(estimate(data, acs, side, threshold, crop), block))
-    return maps
+            if backend == "sigpy":
+                found = _sigpy_maps(data, acs, side, threshold, crop)[None]
+            else:
+                found = _torch_maps(data, acs, side, threshold, crop, sets)
+            out.copy_(torch.stack([_fix_phase(one, block) for one in found]))
+    maps = maps if sets > 1 else maps[:, 0]
+    return maps if kspace.ndim == 4 else maps[0]
 
 
 def _check_arguments(
-    shape: tuple[int, ...], acs: int, backend: str, kernel: int | None, threshold: float, crop: float
+    shape: tuple[int, ...], acs: int, backend: str, kernel: int | None, threshold: float, crop: float, sets: int
 ) -> None:
     if len(shape) not in (3, 4) or 0 in shape[-3:]:
         raise ValueError(f"k-space must be (coil, y, x) or (slice, coil, y, x) and not empty, got shape {shape}.")
@@ -134,6 +146,8 @@ def _check_arguments(
         raise ValueError(f"acs and kernel must be positive, got {acs} and {kernel}.")
     if not 0 <= threshold < 1 or not 0 <= crop < 1:
         raise ValueError(f"threshold and crop must lie in [0, 1), got {threshold} and {crop}.")
+    if not 1 <= sets <= shape[-3] or (sets > 1 and backend == "sigpy"):
+        raise ValueError(f"sets must be between 1 and the number of coils, and 1 with SigPy, got {sets}.")
 
 
 def _kernel_side(block: Tensor, kernel: int | None) -> int:
@@ -172,19 +186,25 @@ def _fix_phase(maps: Tensor, block: Tensor) -> Tensor:
 # ---- torch backend -------------------------------------------------------------------------------------------------
 
 
-def _torch_maps(kspace: Tensor, acs: int, kernel: int, threshold: float, crop: float) -> Tensor:
-    """Maps (coil, y, x) of one slice, in an arbitrary gauge."""
+def _torch_maps(kspace: Tensor, acs: int, kernel: int, threshold: float, crop: float, sets: int) -> Tensor:
+    """Maps (set, coil, y, x) of one slice, in an arbitrary gauge."""
     kernels = _signal_kernels(_center(kspace, acs), kernel, threshold)
     coefficients = _polynomial(kernels)
     coils, ny, nx = kspace.shape
     waves_y, waves_x = (_waves(n, kernel, kspace.device) for n in (ny, nx))
-    maps = torch.empty(ny, nx, coils, dtype=torch.complex64, device=kspace.device)
+    maps = torch.empty(sets, ny, nx, coils, dtype=torch.complex64, device=kspace.device)
     rows = max(1, BLOCK_BYTES // (8 * coils**2 * nx))
     for start in range(0, ny, rows):
         part = torch.tensordot(waves_y[start : start + rows], coefficients, 1)
         matrices = (waves_x @ part).view(-1, coils, coils)
-        maps[start : start + rows] = _dominant_eigenvectors(matrices, crop).view(-1, nx, coils)
-    return maps.permute(2, 0, 1)
+        for out in maps[:, start : start + rows]:
+            again = matrices.clone() if sets > 1 else matrices  # the search overwrites what it is given
+            vectors = _dominant_eigenvectors(again, crop)
+            out.copy_(vectors.view(-1, nx, coils))
+            if sets > 1:
+                value = (vectors.conj() * (matrices @ vectors[..., None])[..., 0]).sum(-1).real
+                matrices -= value[:, None, None] * vectors[:, :, None] * vectors.conj()[:, None, :]
+    return maps.permute(0, 3, 1, 2)
 
 
 def _signal_kernels(block: Tensor, kernel: int, threshold: float) -> Tensor:

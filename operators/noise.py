@@ -9,8 +9,7 @@ Without a noise scan, :math:`\Psi` is read off the acquired samples farthest fro
 has least energy. These are few and not quite free of signal, hence two robust steps:
 
 - the variance of each coil comes from the median, :math:`E|n|^2 = \mathrm{median}(|n|^2) / \ln 2` for Gaussian noise,
-which
-  a few spikes cannot move;
+  which a few spikes cannot move;
 - the correlations come from the samples left after dropping the tenth of largest Mahalanobis length
   :math:`n^H \Psi^{-1} n`. This is the same cut in every direction of the whitened coil space, so that it scales
   the covariance as a whole and leaves the correlations alone.

@@ -5,7 +5,28 @@ With maps normalised to :math:`\sum_c |S_c|^2 = 1` on the support, ``F S`` is an
 Speed. A centred FFT is a plain FFT between two unit-modulus factors (`fourier.centring`). The inner factor is
 multiplied into the sensitivity maps once; the outer one cancels in ``A^H A = S^H F^H M F S`` because the mask is
 diagonal. When the mask depends on the phase-encode index alone, the transform along the readout cancels too, so that
-the normal operator needs 1-D transforms only.
+the normal operator needs 1-D transforms only, and image rows are independent: a few rows at a time stay in the
+processor's cache. Since :math:`F^H k = \overline{F \overline{k}}`,
+
+.. math:: \overline{A^H A x} = \sum_c S_c F \, \overline{M F S_c x} ,
+
+so that one set of maps serves both sides, and the conjugation is a sign in the mask. The normal operator is its own
+derivative; its gradient needs no graph of the transforms.
+
+Several sets of maps. Where two parts of an object lie on top of each other (a field of view smaller than the object),
+or an object moves, no single map explains a pixel. With sets *s* of maps and an image for each,
+
+.. math:: y = M F \sum_s S_s x_s ,
+
+and the signal at a pixel is the part of the coil images that the maps there span (soft SENSE). `SoftSense` keeps the
+images of the sets side by side along x: one array (y, sets * x) is *the* image, so that whatever solves for an image,
+or samples one, solves for several.
+
+References
+----------
+K. P. Pruessmann et al., SENSE: sensitivity encoding for fast MRI, Magn. Reson. Med. 42 (1999) 952-962.
+M. Uecker et al., ESPIRiT, an eigenvalue approach to autocalibrating parallel MRI: where SENSE meets GRAPPA, Magn.
+Reson. Med. 71 (2014) 990-1001 (several sets of maps).
 """
 
 from functools import cached_property
@@ -16,6 +37,8 @@ from torch import Tensor
 
 from .arrays import as_complex, as_mask
 from .fourier import centring
+
+BLOCK = 2**15  # samples that a thread transforms at a time: the arrays involved then fit a second-level cache
 
 
 class Sense:
@@ -36,16 +59,16 @@ class Sense:
         ``(y, x)``, or ``(batch, y, x)`` when maps or mask carry a batch axis.
     kspace_shape : tuple
         The same with the coil axis in front of ``y``.
+    sets : int
+        Number of sets of maps: 1, see `SoftSense` for more.
 
     Raises
     ------
     ValueError
         If shapes do not fit each other, here or in a call.
-
-    References
-    ----------
-    K. P. Pruessmann et al., SENSE: sensitivity encoding for fast MRI, Magn. Reson. Med. 42 (1999) 952-962.
     """
+
+    sets = 1
 
     def __init__(self, sensitivity_maps: Any, mask: Any) -> None:
         maps, mask = as_complex(sensitivity_maps), as_mask(mask)
@@ -112,35 +135,59 @@ class Sense:
     def _coil_mask(self) -> Tensor:
         return self.mask.unsqueeze(-3).to(self.sensitivity_maps.real.dtype)
 
+    @cached_property
+    def _conjugating_mask(self) -> Tensor:
+        """(..., 1, 1 or y, x, 2): factors of real and imaginary parts that mask k-space and conjugate it."""
+        return self._coil_mask[..., None] * self._coil_mask.new_tensor([1.0, -1.0])
+
     def forward(self, image: Any) -> Tensor:
         """Image (..., y, x) to masked k-space (..., coil, y, x)."""
         image = self._checked(image, self.image_shape, "image")
         coils = self._centred_maps * image.unsqueeze(-3)
-        return self._centred_mask * torch.fft.fft2(coils, norm="ortho")
+        return torch.fft.fft2(coils, norm="ortho").mul_(self._centred_mask)
 
     def adjoint(self, kspace: Any) -> Tensor:
         """k-space (..., coil, y, x) to image (..., y, x); samples outside the mask are ignored."""
         kspace = self._checked(kspace, self.kspace_shape, "k-space")
         coils = torch.fft.ifft2(self._centred_mask.conj() * kspace, norm="ortho")
-        return (self._centred_maps_conj * coils).sum(-3)
+        return coils.mul_(self._centred_maps_conj).sum(-3)
 
     def normal(self, image: Any) -> Tensor:
         """``adjoint(forward(image))``, with transforms along the phase-encode axis only where the mask allows."""
         image = self._checked(image, self.image_shape, "image")
+        if self.sensitivity_maps.requires_grad:
+            return self.adjoint(self.forward(image))
+        return _Normal.apply(image, self)
+
+    def _normal(self, image: Tensor) -> Tensor:
         dim = (-1,) if self.is_line_mask else (-2, -1)
-        if image.is_cuda or (image.requires_grad and torch.is_grad_enabled()):
+        if image.is_cuda:
             coils = self._centred_maps * image.unsqueeze(-3)
             kspace = torch.fft.fftn(coils, dim=dim, norm="ortho").mul_(self._coil_mask)
-            return (self._centred_maps_conj * torch.fft.ifftn(kspace, dim=dim, norm="ortho")).sum(-3)
-        result = torch.zeros((), dtype=image.dtype)
-        for c in range(self.kspace_shape[-3]):  # one coil image at a time stays in the processor's cache
-            kspace = torch.fft.fftn(self._centred_maps[..., c, :, :] * image, dim=dim, norm="ortho")
-            kspace.mul_(self._coil_mask[..., 0, :, :])
-            term = torch.fft.ifftn(kspace, dim=dim, norm="ortho").mul_(self._centred_maps_conj[..., c, :, :])
-            result = term if c == 0 else result.add_(term)
-        return result
+            return torch.fft.ifftn(kspace, dim=dim, norm="ortho").mul_(self._centred_maps_conj).sum(-3)
+        result = torch.zeros(image.shape, dtype=torch.result_type(image, self._centred_maps))
+        mask = self._conjugating_mask if self.is_line_mask else self._conjugating_mask[..., 0, :, :, :]
+
+        def there_and_back(coils: Tensor) -> Tensor:
+            kspace = torch.fft.fftn(coils, dim=dim, norm="ortho")
+            torch.view_as_real(kspace).mul_(mask)
+            return torch.fft.fftn(kspace, dim=dim, norm="ortho")
+
+        if self.is_line_mask:
+            rows = max(1, BLOCK * torch.get_num_threads() // max(1, image[..., 0, :].numel() * self.kspace_shape[-3]))
+            parts = (x.split(rows, dim=-2) for x in (image, self._centred_maps, result))
+            for part, maps, out in zip(*parts, strict=True):
+                torch.sum(there_and_back(maps * part.unsqueeze(-3)).mul_(maps), dim=-3, out=out)
+        else:
+            for maps in self._centred_maps.unbind(-3):
+                result.addcmul_(there_and_back(maps * image), maps)
+        return result.conj_physical_()
 
     __call__ = forward
+
+    def combine(self, image: Tensor) -> Tensor:
+        """What to show of an image (..., y, x): the image itself, see `SoftSense`."""
+        return image
 
     @property
     def H(self) -> "SenseAdjoint":
@@ -155,7 +202,120 @@ class Sense:
             ok = x.shape[-core - 1] in (1, shape[0]) or shape[0] == 1
         if not ok:
             raise ValueError(f"{self!r} cannot take {what} of shape {tuple(x.shape)}")
-        return x.to(self.device)
+        x = x.to(self.device)
+        return x if len(shape) == core else x.expand(torch.broadcast_shapes(x.shape, shape))
+
+
+class _Normal(torch.autograd.Function):
+    """A Hermitian operator, which is its own derivative, forwards and backwards."""
+
+    @staticmethod
+    def forward(image: Tensor, operator: Sense) -> Tensor:
+        return operator._normal(image)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Sense], output: Tensor) -> None:
+        ctx.operator = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Normal.apply(gradient, ctx.operator), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _Normal.apply(tangent, ctx.operator)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int, None], image: Tensor, operator: Sense) -> tuple[Tensor, int]:
+        return _Normal.apply(image.movedim(dims[0], 0), operator), 0
+
+
+class SoftSense(Sense):
+    """Forward model of one slice with several sets of sensitivity maps; `apart` gives the images of the sets.
+
+    Parameters
+    ----------
+    sensitivity_maps : array (set, coil, y, x)
+        Usually orthonormal at every pixel, from `espirit`; zero where a set is not needed.
+    mask : array (x,) or (y, x)
+        True (non-zero) where k-space was acquired.
+
+    Attributes
+    ----------
+    sets : int
+    each : Sense
+        The sets as items of a batch: images (set, y, x), each with k-space of its own.
+    sensitivity_maps : Tensor (coil, y, sets * x)
+        Side by side, as the images are.
+    image_shape, kspace_shape : tuple
+        ``(y, sets * x)`` and ``(coil, y, x)``.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit each other, here or in a call.
+    """
+
+    def __init__(self, sensitivity_maps: Any, mask: Any) -> None:
+        maps, mask = as_complex(sensitivity_maps), as_mask(mask)
+        if maps.ndim != 4 or mask.ndim > 2:
+            raise ValueError(
+                f"sets of maps must be (set, coil, y, x) and their mask (x,) or (y, x), not {tuple(maps.shape)} and "
+                f"{tuple(mask.shape)}"
+            )
+        self.each = Sense(maps, mask)
+        self.sets, _, ny, nx = maps.shape
+        self.sensitivity_maps = side_by_side(maps.movedim(0, 1))
+        self.mask = self.each.mask
+        self.image_shape = (ny, self.sets * nx)
+        self.kspace_shape = tuple(maps.shape[1:])
+
+    def __repr__(self) -> str:
+        return f"Soft{super().__repr__()[:-1]}, {self.sets} sets)"
+
+    def to(self, device: Any) -> "SoftSense":
+        """The same operator on another device."""
+        return SoftSense(self.each.sensitivity_maps.to(device), self.mask.to(device))
+
+    def with_mask(self, mask: Any) -> "SoftSense":
+        """The same coils with another sampling mask."""
+        return SoftSense(self.each.sensitivity_maps, mask)
+
+    def apart(self, image: Tensor) -> Tensor:
+        """Images side by side (..., y, sets * x) as (..., set, y, x)."""
+        return image.unflatten(-1, (self.sets, -1)).movedim(-2, -3)
+
+    def combine(self, image: Tensor) -> Tensor:
+        """One image (..., y, x) of those side by side: their root sum of squares, with the phase of the first.
+
+        With maps that are orthonormal at every pixel, the magnitude is that of the coil images, whatever basis of the
+        space that the maps span was chosen.
+        """
+        images = self.apart(image)
+        return torch.polar(torch.linalg.vector_norm(images, dim=-3), images[..., 0, :, :].angle())
+
+    def forward(self, image: Any) -> Tensor:
+        """Images side by side (..., y, sets * x) to masked k-space (..., coil, y, x)."""
+        images = self.apart(self._checked(image, self.image_shape, "image"))
+        coils = (self.each._centred_maps * images.unsqueeze(-3)).sum(-4)
+        return self.each._centred_mask * torch.fft.fft2(coils, norm="ortho")
+
+    def adjoint(self, kspace: Any) -> Tensor:
+        """k-space (..., coil, y, x) to images side by side (..., y, sets * x); ignores samples outside the mask."""
+        kspace = self._checked(kspace, self.kspace_shape, "k-space")
+        coils = torch.fft.ifft2(self.each._centred_mask.conj() * kspace, norm="ortho")
+        return side_by_side((self.each._centred_maps_conj * coils.unsqueeze(-4)).sum(-3))
+
+    def normal(self, image: Any) -> Tensor:
+        """``adjoint(forward(image))``."""
+        return self.adjoint(self.forward(image))
+
+    __call__ = forward
+
+
+def side_by_side(images: Tensor) -> Tensor:
+    """Images (..., set, y, x) side by side along x, (..., y, sets * x); `SoftSense.apart` is the inverse."""
+    return images.movedim(-3, -2).flatten(-2)
 
 
 class SenseAdjoint:

@@ -12,7 +12,8 @@ transform along the readout cancels and :math:`A^H A` falls into one :math:`N \t
 
 with *G* the circulant matrix of the mask. One decomposition :math:`H_r = V_r \,\mathrm{diag}(e_r)\, V_r^H` of a slice
 then gives every function of the normal operator (every noise level, every posterior sample, the pseudo-inverse, the
-projection on the measured subspace) for two matrix products.
+projection on the measured subspace) for two matrix products. With several sets of maps (`SoftSense`) *i* and *j* run
+over the pixels of all sets in the row, and *G* takes their difference as columns of k-space.
 """
 
 import math
@@ -172,14 +173,14 @@ class RowSolver:
         mask = operator.mask
         self.image_shape = operator.image_shape
         batch = self.image_shape[:-2] or (1,)
-        n = self.image_shape[-1]
+        width, n = maps.shape[-1], mask.shape[-1]  # differ where sets of maps lie side by side
         maps = maps.expand(*batch, *maps.shape[-3:])
         self._support = (maps.abs().amax(-3) > 0).any(-1)  # (batch, y): rows with any signal
         rows = maps.transpose(-3, -2)[self._support]  # (rows, coil, x)
-        difference = torch.arange(n)[:, None] - torch.arange(n)
-        centre, _ = centring(n, maps.dtype, maps.device)
+        column = torch.arange(width) % n
+        centre = centring(n, maps.dtype, maps.device)[0][column]
         kernel = torch.fft.ifft(mask.expand(*batch, 1, n)[..., 0, :].to(maps.dtype))  # (batch, x): first column of G
-        circulant = kernel[:, difference % n] * (centre.conj()[:, None] * centre)
+        circulant = kernel[:, (column[:, None] - column) % n] * (centre.conj()[:, None] * centre)
         owner = torch.nonzero(self._support)[:, 0]
         blocks = rows.conj().transpose(-1, -2) @ rows  # (rows, x, x)
         blocks *= circulant if len(circulant) == 1 else circulant[owner]

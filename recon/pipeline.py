@@ -6,6 +6,9 @@ field of view is reconstructed in prior units; the last steps undo the scale and
 Before the first slice, a few slices are reconstructed from a part of their k-space and compared with the rest
 (`consistency`): the standard deviations of the volume are scaled by what that says, and scans that prior or noise level
 do not fit are named.
+
+Where one set of coil maps cannot explain the data (`mri_ambient.calibration`), there are two, with an image each. The
+result, and each sample, is their root sum of squares, with the phase of the first. A-DPS is left with one set.
 """
 
 import time
@@ -18,12 +21,13 @@ import torch
 from torch import Tensor
 
 from mri_ambient.allocator import keep_freed_memory
-from mri_ambient.calibration import MAX_ACS, Calibration, PreparedSlice, calibrate, prepare_slice
+from mri_ambient.calibration import MAX_ACS, Calibration, PreparedSlice, calibrate, map_sets, prepare_slice
 from mri_ambient.config import RECONSTRUCTIONS
 from mri_ambient.denoiser import set_precision
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern, acs_width, center_crop
 from mri_ambient.operators.classical import cg_sense, l1_wavelet, tv, zero_filled
+from mri_ambient.operators.sense import SoftSense, side_by_side
 from mri_ambient.posterior import MIN_NOISE, ImageDenoiser, refine
 from mri_ambient.prior import DEFAULT_PRIOR, Prior, load_prior
 from mri_ambient.recon.batches import Batches
@@ -103,7 +107,7 @@ class SliceResult:
         Standard deviation of the magnitude over samples, scaled by `Reconstructor.check`.
     samples : Tensor (sample, y, x) or None
     sensitivity_maps : Tensor (coil, y, x) or None
-        Of the full field of view.
+        Of the full field of view; two sets lie side by side along x.
     evaluations : int
         Network evaluations, all samples together.
     chi_square : float or None
@@ -196,6 +200,11 @@ class Reconstructor:
         self.calibration: Calibration = calibrate(scan, noise_std)
         self._batches = Batches(max(settings.samples, CHECKED_SAMPLES))
 
+    @cached_property
+    def map_sets(self) -> int:
+        """How many sets of coil maps are used."""
+        return 1 if self.settings.method == "adps" else map_sets(self.scan, self.calibration, self.device)
+
     @property
     def evaluations_per_slice(self) -> int:
         """Network evaluations of a slice with signal."""
@@ -209,10 +218,10 @@ class Reconstructor:
     def _cost(self, samples: int) -> int:
         method, steps = self.settings.method, self.settings.steps
         if method == "posterior":
-            return 1 + samples * steps + REFINEMENT
+            return self.map_sets * (1 + samples * steps + REFINEMENT)
         if method in SAMPLERS:
-            return 1 + samples * steps * SAMPLERS[method].evaluations_per_step
-        return 1 if method == "mmse" else 0
+            return self.map_sets * (1 + samples * steps * SAMPLERS[method].evaluations_per_step)
+        return self.map_sets if method == "mmse" else 0
 
     @cached_property
     def _checked_slices(self) -> list[int]:
@@ -239,24 +248,24 @@ class Reconstructor:
             parts[index] = compare(item.kspace, item.operator, kept, item.noise_std, estimate, samples)
             acquired.append(acquired_chi_square(seen.kspace, seen.operator, item.noise_std, samples))
             evaluations += spent
-        return Check(tuple(parts), tuple(parts.values()), tuple(acquired), evaluations)
+        return Check(tuple(parts), tuple(parts.values()), tuple(acquired), evaluations, self.scan.shape[1])
 
     def slice(self, index: int) -> SliceResult:
         """Reconstruct one slice."""
         item = self._prepare(index)
         method, count = self.settings.method, self.settings.samples
         if self._is_empty(item):
-            zero = torch.zeros(self.scan.shape[2:], dtype=torch.complex64)
+            zero = torch.zeros(item.operator.image_shape, dtype=torch.complex64)
             result = self._finish(index, item, zero, zero.expand(count, -1, -1) if method in SAMPLED else None, 0)
             return replace(result, chi_square=None, empty=True)
         if method in CLASSICAL:
             return self._finish(index, item, CLASSICAL[method](item), None, 0)
         if method == "mmse":
-            return self._finish(index, item, self._mmse(item), None, 1)
+            return self._finish(index, item, self._mmse(item), None, self._cost(1))
         return self._finish(index, item, *self._posterior(item, count, ("posterior", self.scan.name, index)))
 
     def _prepare(self, index: int) -> PreparedSlice:
-        item = prepare_slice(self.scan, index, self.calibration, self.device)
+        item = prepare_slice(self.scan, index, self.calibration, self.device, self.map_sets)
         if self.settings.method in LEARNED:
             return replace(item, noise_std=max(item.noise_std, MIN_NOISE))
         return item
@@ -273,8 +282,14 @@ class Reconstructor:
 
     @torch.no_grad()
     def _mmse(self, item: PreparedSlice) -> Tensor:
+        """One network evaluation a set; each set is given the data less what the linear estimates of the others say."""
         assert self.prior is not None
-        return self.prior.denoiser(item.operator.adjoint(item.kspace)[None], item.noise_std, item.operator)[0]
+        operator, kspace = item.operator, item.kspace
+        if not isinstance(operator, SoftSense):
+            return self.prior.denoiser(operator.adjoint(kspace)[None], item.noise_std, operator)[0]
+        linear = operator.each.forward(operator.apart(cg_sense(kspace, operator, item.noise_std)))
+        own = operator.each.adjoint(kspace - linear.sum(0) + linear)
+        return side_by_side(self.prior.denoiser(own, item.noise_std, operator.each))
 
     @torch.no_grad()
     def _posterior(self, item: PreparedSlice, count: int, address: tuple[str | int, ...]) -> tuple[Tensor, Tensor, int]:
@@ -310,9 +325,10 @@ class Reconstructor:
         self, index: int, item: PreparedSlice, mean: Tensor, samples: Tensor | None, evaluations: int
     ) -> SliceResult:
         def final(x: Tensor) -> Tensor:
-            return center_crop(x * self.calibration.scale, self.scan.recon_size).cpu()
+            return center_crop(operator.combine(x) * self.calibration.scale, self.scan.recon_size).cpu()
 
-        std, chi_square, maps = None, None, item.operator.sensitivity_maps
+        operator = item.operator
+        std, chi_square, maps = None, None, operator.sensitivity_maps
         if samples is not None:
             chi_square = acquired_chi_square(item.kspace, item.operator, item.noise_std, samples)
             samples = final(samples)
@@ -353,6 +369,7 @@ class Reconstructor:
             "seed": self.settings.seed,
             "acceleration": round(self.scan.acceleration, 4),
             "noise_std": self.calibration.noise_std,
+            "map_sets": self.map_sets,
             "scale": self.calibration.scale,
             "seconds": round(seconds, 3),
             "versions": {"mri-ambient": __version__, "torch": torch.__version__},

@@ -43,8 +43,7 @@ def anneal(
     """
     image = start.expand(len(generators), *start.shape[-2:])
     for sigma in schedule:
-        noise = posterior.white(posterior.operator.image_shape, generators)
-        image = posterior.draw(image + sigma * noise, sigma, generators)
+        image = posterior.draw(image + sigma * posterior.noise(generators), sigma, generators)
         image = image * posterior.support  # elsewhere no coil sees anything: there is no object
     return image
 

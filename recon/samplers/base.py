@@ -19,9 +19,8 @@ precision :math:`\Lambda = A^H A / \sigma_n^2 + I / \rho^2` and mean
 
 .. math:: (A^H A + \lambda I)^{-1} (A^H y + \lambda z), \qquad \lambda = \sigma_n^2 / \rho^2 .
 
-`Problem.consistent` is that mean, `Problem.draw` a sample: for line masks the mean plus :math:`\Lambda^{-1/2}
-\epsilon` from the row-wise decomposition, for others the same linear system with noise :math:`\sigma_n` added to y and
-noise :math:`\rho` added to z, whose solution has covariance :math:`\Lambda^{-1}` (perturb and optimise).
+`Problem.consistent` is that mean, `Problem.draw` a sample: the same linear system with noise :math:`\sigma_n` added to
+y and noise :math:`\rho` added to z, whose solution has covariance :math:`\Lambda^{-1}` (perturb and optimise).
 
 *Gradient through the denoiser.* `Problem.linearise` returns :math:`g \mapsto J^T g` for the Jacobian of D. Complex
 images count as pairs of real numbers (inner product :math:`\mathrm{Re}\, a^H b`), so that the gradient of
@@ -90,23 +89,12 @@ class Problem(MeasuredSlice):
 
     def consistent(self, prior_mean: Tensor, spread: float) -> Tensor:
         """Mean (samples, y, x) of x given the data, if ``x ~ N(prior_mean, spread^2 I)`` before."""
-        ratio = (self.noise_std / spread) ** 2
-        return self.solver.solve(self.adjoint + ratio * prior_mean, ratio, initial=prior_mean) * self.support
+        return self.conditional(prior_mean, spread) * self.support
 
     def draw(self, prior_mean: Tensor, spread: float, generators: Generators) -> Tensor:
         """Sample (samples, y, x) of x given the data, if ``x ~ N(prior_mean, spread^2 I)`` before."""
-        white = self.noise(generators)
-        if isinstance(self.solver, RowSolver):
-            root = self.solver.apply(lambda e: (e / self.noise_std**2 + 1 / spread**2) ** -0.5, white)
-            return self.consistent(prior_mean, spread) + root * self.support
-        ratio = (self.noise_std / spread) ** 2
-        data = self.adjoint + self.noise_std * self.operator.adjoint(self.noise(generators, coils=True))
-        rhs = data + ratio * (prior_mean + spread * white)
-        return self.solver.solve(rhs, ratio, initial=prior_mean) * self.support
-
-    def noise(self, generators: Generators, coils: bool = False) -> Tensor:
-        """White noise (samples, y, x) or (samples, coil, y, x), standard deviation 1 per component."""
-        return self.white(self.operator.kspace_shape if coils else self.operator.image_shape, generators)
+        fluctuation = spread * self.noise(generators)
+        return self.conditional_draw(prior_mean, fluctuation, spread, generators) * self.support
 
 
 class Sampler(Protocol):

@@ -9,6 +9,7 @@ import torch
 from mri_ambient.operators import Sense, fft2c
 from mri_ambient.operators import classical as baselines
 from mri_ambient.operators.classical import cg_sense, l1_wavelet, tv, zero_filled
+from mri_ambient.operators.sense import SoftSense, side_by_side
 
 SPARSE = [l1_wavelet, tv]
 
@@ -222,6 +223,39 @@ def test_an_empty_slice_stays_empty(method):
     kspace, operator = problem()
     silent = Sense(0 * operator.sensitivity_maps, operator.mask)
     assert not method(0 * kspace, silent, 0.05).any()
+
+
+class TestSeveralSets:
+    """Two sets of maps; each coil belongs to one set, so that the problem falls into two problems of one set."""
+
+    @staticmethod
+    def halves():
+        kspace, operator = problem(10, 12, coils=4)
+        maps = torch.stack([operator.sensitivity_maps, operator.sensitivity_maps])
+        maps[0, 2:], maps[1, :2] = 0, 0
+        return kspace, SoftSense(maps, operator.mask), [Sense(one, operator.mask) for one in maps]
+
+    @pytest.mark.parametrize(("method", "iterations"), [(cg_sense, 100), (l1_wavelet, 300), (tv, 400)])
+    def test_each_set_is_solved(self, method, iterations):
+        kspace, operator, singles = self.halves()
+        found = method(kspace, operator, regularisation=0.05, iterations=iterations)
+        expected = [method(kspace, one, regularisation=0.05, iterations=iterations) for one in singles]
+        torch.testing.assert_close(operator.apart(found), torch.stack(expected), rtol=1e-3, atol=3e-3)
+        assert min(one.abs().max() for one in expected) > 0.2
+
+    def test_zero_filled(self):
+        kspace, operator, singles = self.halves()
+        expected = side_by_side(torch.stack([zero_filled(kspace, one) for one in singles]))
+        torch.testing.assert_close(zero_filled(kspace, operator), expected)
+
+    @pytest.mark.parametrize("method", [cg_sense, *SPARSE])
+    def test_a_second_set_of_zeros_changes_nothing(self, method):
+        kspace, operator = problem()
+        maps = torch.stack([operator.sensitivity_maps, torch.zeros_like(operator.sensitivity_maps)])
+        soft_sense = SoftSense(maps, operator.mask)
+        found = soft_sense.apart(method(kspace, soft_sense, 0.05))
+        torch.testing.assert_close(found[0], method(kspace, operator, 0.05), rtol=1e-4, atol=1e-5)
+        assert not found[1].any()
 
 
 @pytest.mark.parametrize("method", SPARSE)

@@ -12,10 +12,11 @@ import sigpy
 import sigpy.mri
 import torch
 from torch import Tensor
+from wrapped import fold
 
 from mri_ambient.operators import espirit as espirit_function
 from mri_ambient.operators.espirit import _dominant_eigenvectors, _polynomial, _signal_kernels, espirit
-from mri_ambient.operators.fourier import fft2c
+from mri_ambient.operators.fourier import fft2c, ifft2c
 
 
 def simulate(coils: int, ny: int, nx: int, noise_std: float = 0.005, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,7 +56,10 @@ def brain(data_dir: Path) -> Tensor:
 
 
 def eigendecomposition(kspace: Tensor, acs: int, kernel: int, threshold: float) -> tuple[Tensor, Tensor]:
-    """ESPIRiT by its definition, in double precision: zero-pad every kernel to the image, transform, decompose."""
+    """ESPIRiT by its definition, in double precision: zero-pad every kernel to the image, transform, decompose.
+
+    Eigenvalues (rank, y, x) and eigenvectors (rank, coil, y, x), the dominant one first.
+    """
     data = kspace.numpy().astype(np.complex128)
     block = sigpy.resize(data, (len(data), acs, acs))
     rows = [
@@ -68,7 +72,8 @@ def eigendecomposition(kspace: Tensor, acs: int, kernel: int, threshold: float) 
     images = sigpy.ifft(sigpy.resize(signal, (*signal.shape[:2], *data.shape[1:])), axes=(-2, -1))
     covariance = np.einsum("kcyx,kdyx->yxcd", images, images.conj()) * images[0, 0].size / kernel**2
     values, vectors = np.linalg.eigh(covariance)
-    return torch.as_tensor(values[..., -1]), torch.as_tensor(vectors[..., -1]).permute(2, 0, 1).to(torch.complex64)
+    ranked = torch.as_tensor(vectors).permute(3, 2, 0, 1).flip(0).to(torch.complex64)
+    return torch.as_tensor(values).permute(2, 0, 1).flip(0), ranked
 
 
 # ---- agreement -----------------------------------------------------------------------------------------------------
@@ -88,7 +93,7 @@ def test_every_pixel_is_the_dominant_eigenvector(
 ) -> None:
     kspace, _, _ = simulate(coils, ny, nx)
     maps = espirit(kspace, acs, kernel=kernel, threshold=threshold, crop=crop)
-    values, vectors = eigendecomposition(kspace, acs, kernel, threshold)
+    values, vectors = (found[0] for found in eigendecomposition(kspace, acs, kernel, threshold))
     clear = (values - crop).abs() > 1e-4
     assert torch.equal(support(maps)[clear], (values > crop)[clear])
     assert overlap(maps, vectors * support(maps)).min() > 0.99999
@@ -159,6 +164,93 @@ def test_kernels_are_orthonormal_and_span_the_windows(coils: int) -> None:
     torch.testing.assert_close((window @ kernels.mH) @ kernels, window, rtol=1e-4, atol=1e-5)
     trace = _polynomial(kernels.view(-1, coils, 5, 5))[0, 0].view(coils, coils).trace()
     assert trace.real.item() == pytest.approx(len(kernels) / 25, rel=1e-5)
+
+
+# ---- several sets --------------------------------------------------------------------------------------------------
+
+
+def wrapped(width: int = 50, noise_std: float = 0.005) -> tuple[Tensor, Tensor, Tensor]:
+    """k-space with a field of view of `width` columns, of an object of 60; true sets of maps; where it lies on itself.
+
+    The first set belongs to what is in the field of view, the second to what comes in from outside.
+    """
+    images = ifft2c(simulate(8, 64, 80, 0.0)[0])
+    columns = torch.arange(80) - 40 + width // 2
+    within = (columns >= 0) & (columns < width)
+    parts = torch.stack([fold(images * within, width), fold(images * ~within, width)])
+    energy = torch.linalg.vector_norm(parts, dim=1, keepdim=True)
+    noise = torch.randn(8, 64, width, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    kspace = fft2c(parts.sum(0)) + noise_std * 2**0.5 * noise
+    return kspace, parts / energy.clamp_min(1e-3), (energy > 0.02).all(0)[0]
+
+
+def outside_span(vectors: Tensor, maps: Tensor) -> Tensor:
+    """Length (y, x) of vectors (coil, y, x) outside the space that orthonormal maps (set, coil, y, x) span."""
+    coefficients = (maps.conj() * vectors).sum(1, keepdim=True)
+    return torch.linalg.vector_norm(vectors - (maps * coefficients).sum(0), dim=0)
+
+
+@pytest.mark.parametrize(("width", "crop"), [(50, 0.8), (80, 0.8), (50, 0.3)])
+def test_every_set_is_an_eigenvector(width: int, crop: float) -> None:
+    kspace, _, _ = wrapped(width)
+    maps = espirit(kspace, kernel=6, crop=crop, sets=3)
+    values, vectors = eigendecomposition(kspace, 24, 6, 0.02)
+    for rank, found in enumerate(maps):
+        clear = (values[rank] - crop).abs() > 1e-3
+        assert torch.equal(support(found)[clear], (values[rank] > crop)[clear])
+        others = torch.cat((values[:rank], values[rank + 1 :]))
+        alone = support(found) & (
+            (others - values[rank]).abs().amin(0) > 0.02
+        )  # equal ones have no vectors of their own
+        assert (found.conj() * vectors[rank]).sum(0).abs()[alone].min() > 0.999 if alone.any() else rank > 0
+
+
+def test_the_first_set_is_that_of_one_and_all_are_orthonormal() -> None:
+    volume = torch.stack([wrapped(noise_std=noise)[0] for noise in (0.005, 0.02)])
+    one, two = espirit(volume, crop=0.6), espirit(volume, crop=0.6, sets=2)
+    assert two.shape == (2, 2, *volume.shape[1:])
+    assert torch.equal(two[:, 0], one)
+    assert torch.equal(espirit(volume[0], crop=0.6, sets=2), two[0])
+    assert (two[:, 0].conj() * two[:, 1]).sum(1).abs().max() < 1e-3
+    assert not support(two[:, 1])[~support(two[:, 0])].any()
+    assert support(two[:, 1]).any()
+
+
+def test_two_sets_span_the_coil_images_where_the_object_lies_on_itself() -> None:
+    kspace, truth, overlap_region = wrapped(noise_std=0.0)
+    two = espirit(kspace, crop=0.6, sets=2)
+    middle = overlap_region & support(two[1])
+    assert middle.sum() > 0.5 * overlap_region.sum()
+    for part in truth:
+        assert outside_span(part, two)[middle].median() < 0.05
+    assert max(outside_span(part, two[:1])[middle].median() for part in truth) > 0.3
+
+
+def test_agrees_with_two_sets_of_bart(tmp_path: Path) -> None:
+    if shutil.which("bart") is None:
+        pytest.skip("the bart executable is not on PATH")
+    kspace, _, _ = wrapped()
+    coils, ny, nx = kspace.shape
+    (tmp_path / "kspace.hdr").write_text(f"# Dimensions\n{nx} {ny} 1 {coils}\n")
+    kspace.numpy().tofile(tmp_path / "kspace.cfl")
+    options = ["-m2", "-r24", "-k6", f"-t{0.02**2}", "-c0.8"]
+    subprocess.run(["bart", "ecalib", *options, "kspace", "maps"], cwd=tmp_path, check=True, capture_output=True)
+    theirs = torch.as_tensor(np.fromfile(tmp_path / "maps.cfl", np.complex64).reshape(2, *kspace.shape))
+    ours = espirit(kspace, kernel=6, crop=0.8, sets=2)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (support(a) == support(b)).float().mean() > 0.98
+    both = support(ours[1]) & support(theirs[1])
+    assert both.sum() > 50
+    for found in theirs:
+        assert outside_span(found, ours)[both].quantile(0.95) < 0.05
+        assert outside_span(found, ours[:1])[both].max() > 0.9
+
+
+def test_sets_that_cannot_be() -> None:
+    kspace = simulate(3, 32, 32)[0]
+    for options in ({"sets": 0}, {"sets": 4}, {"sets": 2, "backend": "sigpy"}):
+        with pytest.raises(ValueError, match="sets"):
+            espirit(kspace, **options)
 
 
 # ---- normalisation, support, gauge ---------------------------------------------------------------------------------

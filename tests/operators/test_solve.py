@@ -5,6 +5,7 @@ import torch
 from operator_checks import dense, normal
 
 from mri_ambient.operators import CgSolver, RowSolver, Sense, conjugate_gradient, normal_solver
+from mri_ambient.operators.sense import SoftSense
 
 
 def make(shape=(5, 6), line=True, coils=3, batch=None, hole=False):
@@ -85,6 +86,22 @@ def test_rows_of_batches_and_samples():
         single = Sense(op.sensitivity_maps[i], op.mask[i])
         for k in range(3):
             torch.testing.assert_close(together[k, i], exact(single, rhs[k, i], 0.2))
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5, 7)])
+@pytest.mark.parametrize("sets", [2, 3])
+def test_rows_of_several_sets_of_maps(shape, sets):
+    maps = normal((sets, 3, *shape), 21)
+    maps[1, :, 2:] = 0  # rows that need one set alone
+    maps[:, :, 0] = 0  # and one that needs none
+    op = SoftSense(maps, make(shape).mask)
+    rhs = normal((4, *op.image_shape), 1)
+    solver = RowSolver(op)
+    found = solver.solve(rhs, 0.05)
+    for one, expected in zip(found, rhs, strict=True):
+        torch.testing.assert_close(one, exact(op, expected, 0.05))
+    torch.testing.assert_close(solver.apply(lambda e: e, rhs), op.normal(rhs))
+    torch.testing.assert_close(CgSolver(op, 300, 1e-12).solve(rhs, 0.05), found)
 
 
 def test_pseudo_inverse_and_projection():

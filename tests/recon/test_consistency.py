@@ -1,6 +1,7 @@
 """Held-out k-space against the closed form: Gaussian images, whose posterior is known exactly."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,6 +200,10 @@ class TestVerdict:
         check = self.check(acquired=acquired)
         assert f"noise level is {word}" in check.verdict
         assert check.std_factor == 1
+
+    @pytest.mark.parametrize(("coils", "fits"), [(1, True), (2, True), (8, False)])
+    def test_few_coils_leave_samples_room_to_take_up_noise(self, coils, fits):
+        assert replace(self.check(acquired=0.55), coils=coils).noise_fits == fits
 
     def test_error_bars_are_never_narrowed(self):
         wide = HeldOut(100.0, 100.0, 1.0, 1.0, 0.25, 1.0, 1e-3)

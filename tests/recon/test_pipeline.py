@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from wrapped import wrap
 
+from mri_ambient.calibration import calibrate, prepare_slice
 from mri_ambient.denoiser import Denoiser, DenoiserConfig
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern
+from mri_ambient.operators.classical import cg_sense
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.prior import Prior
 from mri_ambient.recon import METHODS, PosteriorDenoiser, reconstruct
@@ -174,6 +177,67 @@ class TestCheck:
     def test_a_fully_sampled_scan_can_be_checked(self, prior):
         scan = simulate_scan(phantom_volume(1, (64, 64), seed=2), coils=4, noise_std=0.05)
         assert Reconstructor(scan, prior, Settings(samples=2, steps=2)).check.parts
+
+
+class TestFieldOfViewSmallerThanTheObject:
+    """Sets of coil maps: the phantom has 45 columns."""
+
+    @staticmethod
+    def scan(slices=1, width=37):
+        full = simulate_scan(phantom_volume(slices, (64, 64), seed=2), coils=6, noise_std=0.0)
+        mask = MaskPattern("random", 2).sample((64, width), torch.Generator().manual_seed(1))
+        return wrap(full, width, mask, 0.01)
+
+    @pytest.mark.parametrize("method", [method for method in METHODS if method != "adps"])
+    def test_every_method(self, prior, method):
+        rec = reconstruct(self.scan(), prior, method=method, keep_samples=True, keep_maps=True, **FEW)
+        assert rec.attributes["map_sets"] == 2
+        assert rec.mean.shape == (1, 64, 37)
+        assert rec.sensitivity_maps.shape == (1, 6, 64, 2 * 37)
+        if rec.samples is not None:
+            assert rec.samples.shape == (1, 2, 64, 37)
+            torch.testing.assert_close(rec.std, rec.samples.abs().std(1), rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize(("method", "gain"), [("sense", 2.0), ("l1-wavelet", 2.0), ("mmse", 2.0)])
+    def test_two_sets_mend_what_one_cannot(self, prior, method, gain, monkeypatch):
+        scan = self.scan()
+        two = psnr(scan.target, reconstruct(scan, prior, method=method, **FEW).magnitude)
+        monkeypatch.setattr("mri_ambient.recon.pipeline.map_sets", lambda *arguments: 1)
+        one = reconstruct(scan, prior, method=method, **FEW)
+        assert one.attributes["map_sets"] == 1
+        assert two > psnr(scan.target, one.magnitude) + gain
+
+    def test_the_result_is_the_root_sum_of_squares(self):
+        scan = self.scan()
+        item = prepare_slice(scan, 0, calibrate(scan), sets=2)
+        images = item.operator.apart(cg_sense(item.kspace, item.operator, item.noise_std)) * item.scale
+        rec = reconstruct(scan, method="sense", **FEW)
+        torch.testing.assert_close(rec.magnitude[0], images.abs().square().sum(0).sqrt())
+        torch.testing.assert_close(rec.mean[0] / rec.magnitude[0], images[0] / images[0].abs(), equal_nan=True)
+        assert images[1].abs().max() > 0.1 * images[0].abs().max()
+
+    def test_evaluations_are_counted_for_each_set(self, prior):
+        attributes = reconstruct(self.scan(2), prior, **{**FEW, "calibrate": True}).attributes
+        assert attributes["network_evaluations"] == 2 * 2 * (1 + 2 * 2 + REFINEMENT + 1 + 4 * 2 + REFINEMENT)
+        assert attributes["chi_square_held_out_slices"].keys() == {"0", "1"}
+
+    def test_an_ordinary_scan_has_one_set(self, prior):
+        assert reconstruct(phantom(slices=1), prior, method="sense", **FEW).attributes["map_sets"] == 1
+
+    def test_anatomy_with_the_shipped_prior(self, data_dir, monkeypatch):
+        from mri_ambient.volumes import load_volume
+
+        volume = load_volume(data_dir / "open_ms" / "patient12" / "study1_T1W.nii.gz")
+        full = simulate_scan(volume, matrix=128, noise_std=0.0, slices=[24])
+        width = 67  # of 81 columns with signal
+        mask = MaskPattern("random", 2).sample((128, width), torch.Generator().manual_seed(7))
+        scan = wrap(full, width, mask, 0.02)
+        settings = {"samples": 1, "steps": 6, "device": "cpu", "calibrate": False}
+        two = reconstruct(scan, **settings)
+        monkeypatch.setattr("mri_ambient.recon.pipeline.map_sets", lambda *arguments: 1)
+        one = reconstruct(scan, **settings)
+        assert psnr(scan.target, two.magnitude) > psnr(scan.target, one.magnitude) + 4
+        assert two.attributes["chi_square_acquired"][0] < one.attributes["chi_square_acquired"][0] / 1.2
 
 
 def test_memory_that_runs_out_changes_nothing_but_the_batch(prior, monkeypatch):

@@ -6,6 +6,8 @@ from operator_checks import dense, normal
 
 from mri_ambient.denoiser import noise_schedule
 from mri_ambient.operators import CgSolver, RowSolver, Sense, fft2c
+from mri_ambient.operators.sense import SoftSense
+from mri_ambient.posterior import each_set
 from mri_ambient.recon import PosteriorDenoiser, anneal, refine, sample_posterior
 
 SPREAD, NOISE, SHAPE = 0.5, 0.1, (3, 6)
@@ -20,24 +22,24 @@ def error(sigma):
     return sigma * SPREAD / (sigma**2 + SPREAD**2) ** 0.5
 
 
-def problem(line=True):
-    maps = normal((2, *SHAPE), 1)
-    maps = maps / maps.abs().square().sum(0).sqrt()
+def problem(line=True, sets=1):
+    maps = normal((sets, 2, *SHAPE), 1)
+    maps = (maps / maps.abs().square().sum((0, 1)).sqrt()).to(torch.complex64)
     mask = (
         torch.tensor([1, 0, 1, 1, 0, 0])
         if line
         else torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) > 0.5
     )
-    op = Sense(maps.to(torch.complex64), mask)
+    op = Sense(maps[0], mask) if sets == 1 else SoftSense(maps, mask)
     generator = torch.Generator().manual_seed(5)
-    image = SPREAD * torch.view_as_complex(torch.randn(*SHAPE, 2, generator=generator))
+    image = SPREAD * torch.view_as_complex(torch.randn(*op.image_shape, 2, generator=generator))
     noise = torch.view_as_complex(torch.randn(*op.kspace_shape, 2, generator=generator))
     return op, op.forward(image) + NOISE * noise * op.mask
 
 
 def closed_form(op, kspace):
     """Mean and (complex) covariance; a covariance per real component c makes the complex one 2 c."""
-    matrix = dense(lambda v: op.normal(v.to(torch.complex64)).to(torch.complex128), SHAPE)
+    matrix = dense(lambda v: op.normal(v.to(torch.complex64)).to(torch.complex128), op.image_shape)
     precision = matrix / NOISE**2 + torch.eye(len(matrix)) / SPREAD**2
     mean = torch.linalg.solve(precision, (op.adjoint(kspace) / NOISE**2).flatten().to(torch.complex128))
     return mean, 2 * torch.linalg.inv(precision)
@@ -47,7 +49,7 @@ def draw(op, kspace, count, steps=4, damage=1.0):
     solver = RowSolver(op) if op.is_line_mask else CgSolver(op, iterations=60, tolerance=1e-6)
     posterior = PosteriorDenoiser(denoiser, kspace, op, NOISE, lambda s: damage * error(s), solver)
     generators = [torch.Generator().manual_seed(i) for i in range(count)]
-    start = torch.zeros(SHAPE, dtype=torch.complex64)
+    start = torch.zeros(op.image_shape, dtype=torch.complex64)
     return anneal(posterior, start, noise_schedule(steps, 50.0, 0.2), generators).flatten(1).to(torch.complex128)
 
 
@@ -62,9 +64,9 @@ def deviations(samples, mean, covariance):
     return float(z_mean.max()), float(((estimate - covariance).abs() / scale).max())
 
 
-@pytest.mark.parametrize("line", [True, False])
-def test_samples_have_the_posterior_mean_and_covariance(line):
-    op, kspace = problem(line)
+@pytest.mark.parametrize(("line", "sets"), [(True, 1), (False, 1), (True, 2), (False, 2)])
+def test_samples_have_the_posterior_mean_and_covariance(line, sets):
+    op, kspace = problem(line, sets)
     z_mean, z_covariance = deviations(draw(op, kspace, 4000), *closed_form(op, kspace))
     assert z_mean < 4.5
     assert z_covariance < 5.5
@@ -99,6 +101,21 @@ def test_draws_carry_the_spectrum_of_the_denoisers_error(line):
     assert z_covariance < 5.5
     white = left @ (2 * error(0.3) ** 2 * left.mH) + 2 * NOISE**2 * inverse @ gram @ inverse
     assert max(deviations(samples.flatten(1).to(torch.complex128), mean, white)) > 8
+
+
+def test_the_denoiser_takes_each_set_of_coil_maps_as_an_image_of_its_own():
+    op, kspace = problem(sets=2)
+    weights = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3))
+
+    def local(noisy, sigma):
+        assert noisy.shape == (6, *SHAPE)
+        return weights * noisy + sigma * noisy.mean((-2, -1), keepdim=True)
+
+    noisy = normal((3, *op.image_shape)).to(torch.complex64)
+    expected = local(op.apart(noisy).flatten(0, 1), 0.3).reshape(3, 2, *SHAPE)
+    assert torch.equal(op.apart(each_set(local, op)(noisy, 0.3)), expected)
+    posterior = PosteriorDenoiser(local, kspace, op, 1e4, lambda sigma: 1.0)  # data that say nothing
+    torch.testing.assert_close(op.apart(posterior(noisy, 0.3)), expected)
 
 
 def test_rows_and_cg_agree_on_the_mean():

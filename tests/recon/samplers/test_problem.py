@@ -18,6 +18,7 @@ from gaussian_posterior import (
 from operator_checks import normal
 
 from mri_ambient.operators import Sense
+from mri_ambient.operators.sense import SoftSense, side_by_side
 from mri_ambient.recon.samplers import ADPS, SAMPLERS, PnPDM, Problem, sample, through_mask
 from mri_ambient.recon.samplers.base import NoiseRange, ancestral, predicted_noise
 
@@ -72,6 +73,36 @@ def test_the_pullback_is_the_transposed_jacobian():
     torch.testing.assert_close((g.conj() * change).sum().real, (pullback(g).conj() * direction).sum().real)
     torch.testing.assert_close(mean, scan.prior(x, 0.4))
     assert problem.evaluations == 3
+
+
+def two_sets(scan: Scan) -> SoftSense:
+    """The scan's coils in the first set, others in the second."""
+    other = normal((2, *SHAPE), 12).to(torch.complex64)
+    return SoftSense(torch.stack((scan.operator.sensitivity_maps, other)), scan.operator.mask)
+
+
+def test_the_pullback_with_two_sets_of_coil_maps():
+    """Block diagonal: the Jacobian of each image."""
+    scan = simulate(mixture())
+    operator = two_sets(scan)
+    images, directions = 0.5 * normal((1, 2, *SHAPE), 5).to(torch.complex64), normal((1, 2, *SHAPE), 7)
+    problem = Problem(scan.prior, scan.kspace, operator, 0.1)
+    mean, pullback = problem.linearise(side_by_side(images), 0.4)
+    found = operator.apart(pullback(side_by_side(directions).to(torch.complex64)))
+    for s in range(2):
+        one, alone = scan.problem().linearise(images[:, s], 0.4)
+        torch.testing.assert_close(operator.apart(mean)[:, s], one)
+        torch.testing.assert_close(found[:, s], alone(directions[:, s].to(torch.complex64)))
+
+
+@pytest.mark.parametrize("mask", ["lines R=2", "points"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_with_two_sets_of_coil_maps(name, mask):
+    scan = simulate(gaussian(), mask)
+    problem = Problem(scan.prior, scan.kspace, two_sets(scan), scan.noise_std)
+    three, two = (sample(SAMPLERS[name], problem, n, 3) for n in (3, 2))
+    assert three.shape == (3, *problem.operator.image_shape)
+    torch.testing.assert_close(three[:2], two, rtol=1e-3, atol=1e-4)
 
 
 def test_ancestral_steps_keep_the_noise_level():
