@@ -7,6 +7,7 @@ smaller scan, and only the rows that are needed are read.
 import math
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from mri_ambient.objectives.base import Batch
 from mri_ambient.operators import MaskPattern, Sense, fft1c
+
+KINDS = ("kspace", "maps", "mask", "image")  # arrays of a slice
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 class PreparedSlices:
-    """Prepared slices in a folder, served as batches of strips.
+    """Prepared slices in a folder, served as batches of strips, at a cost that does not depend on their number.
 
     Parameters
     ----------
@@ -93,6 +96,7 @@ class PreparedSlices:
         self.records = records
         self.mask = mask
         self._probability: dict[tuple[float, ...], Tensor] = {}
+        self._groups: dict[int, list[list[Record]]] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -117,12 +121,19 @@ class PreparedSlices:
 
     def groups(self, strip: int) -> list[list[Record]]:
         """Records that can share a batch: same coils, same width, and same height for 2-D masks."""
-        table: dict[tuple[int, ...], list[Record]] = {}
-        for record in self.records:
-            coils, ny, nx = record.shape
-            key = (coils, min(strip, ny), nx) if record.line_mask else (coils, ny, nx)
-            table.setdefault(key, []).append(record)
-        return [table[key] for key in sorted(table)]
+        if strip not in self._groups:
+            table: dict[tuple[int, ...], list[Record]] = {}
+            for record in self.records:
+                coils, ny, nx = record.shape
+                key = (coils, min(strip, ny), nx) if record.line_mask else (coils, ny, nx)
+                table.setdefault(key, []).append(record)
+            self._groups[strip] = [table[key] for key in sorted(table)]
+        return self._groups[strip]
+
+    @cached_property
+    def smallest_side(self) -> int:
+        """Pixels of the shortest side of all images."""
+        return min(n for record in self.records for n in record.shape[1:])
 
     def batch(self, size: int, strip: int, generator: torch.Generator, augment: bool = True) -> Batch:
         """Random strips of `strip` rows (whole slices for 2-D masks), augmented.
@@ -142,7 +153,7 @@ class PreparedSlices:
 
         The side is `size`, or that of the smallest image.
         """
-        size = min(size, *(n for record in self.records for n in record.shape[1:]))
+        size = min(size, self.smallest_side)
         return torch.stack([self._patch(size, generator) for _ in range(count)])
 
     def _patch(self, size: int, generator: torch.Generator) -> Tensor:
@@ -192,18 +203,29 @@ class PreparedSlices:
         shape = record.shape[1:]
         key = (record.retrospective, record.acceleration, record.line_mask, *record.padding, *shape)
         if key not in self._probability:
-            if not record.retrospective:
-                masks = [self.array(r, "mask") for r in self.records if self._comparable(r, record)]
-                self._probability[key] = torch.from_numpy(np.mean(masks, axis=0, dtype=np.float32))
-            elif self.mask == "random":
-                self._probability[key] = torch.full((1, shape[1]), -1.0)
-            else:
-                pattern = MaskPattern(self.mask, record.acceleration)
-                self._probability[key] = pattern.probability(shape).reshape(-1, shape[1])
-            left, right = record.padding
-            self._probability[key][:, :left] = 0
-            self._probability[key][:, shape[1] - right :] = 0
+            self._probability[key] = self._padded_probability(record, shape)
         return self._probability[key]
+
+    def _padded_probability(self, record: Record, shape: tuple[int, int]) -> Tensor:
+        if not record.retrospective:
+            probability = self._frequency(record)
+        elif self.mask == "random":
+            probability = torch.full((1, shape[1]), -1.0)
+        else:
+            pattern = MaskPattern(self.mask, record.acceleration)
+            probability = pattern.probability(shape).reshape(-1, shape[1])
+        left, right = record.padding
+        probability[:, :left] = 0
+        probability[:, shape[1] - right :] = 0
+        return probability
+
+    def _frequency(self, record: Record) -> Tensor:
+        """How often each line or sample was acquired in comparable slices; one mask after the other is read."""
+        total, count = torch.zeros(()), 0
+        for other in self.records:
+            if self._comparable(other, record):
+                total, count = total + torch.from_numpy(np.array(self.array(other, "mask"))), count + 1
+        return total / count
 
     def patterns(self) -> list[tuple[Tensor, int]]:
         """Probability and size of the fully sampled centre of every sampling pattern in the data."""

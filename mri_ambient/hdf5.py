@@ -24,13 +24,15 @@ _FULL_TEXTS = ("no space left", "quota exceeded", "file too large")
 
 
 @contextmanager
-def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
+def open_hdf5(path: str | Path, opened: h5py.File | None = None) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading.
 
     Parameters
     ----------
     path : str or Path
         The file.
+    opened : h5py.File, optional
+        The same file, if it is open already; it stays open.
 
     Yields
     ------
@@ -46,6 +48,9 @@ def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
     import h5py
 
     try:
+        if opened is not None:
+            yield opened
+            return
         if not is_hdf5(Path(path)):
             raise InputError(f"{path} is not an HDF5 file: convert it to HDF5 in the fastMRI layout first.")
         with h5py.File(path, "r") as file:

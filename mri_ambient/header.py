@@ -33,7 +33,7 @@ class Header:
     center, maximum : int or None
         Step of the centre of k-space and last step, along the phase encoding.
     voxel_size : tuple of float or None
-        Voxel (slice, y, x) of the final image in mm.
+        Voxel (slice, y, x) in mm: in the plane that of the encoded matrix, since vendors may interpolate the final one.
     readout_size : int or None
         Samples of a readout without its oversampling: of the field of view of the final image.
     trajectory : str or None
@@ -42,6 +42,8 @@ class Header:
         How lines for parallel imaging were acquired: embedded, interleaved, separate, external, other.
     noise_bandwidth : float
         Share of its nominal bandwidth from which the receiver takes noise.
+    vendor : str or None
+        Of the scanner, in lower case.
     """
 
     encoded_size: tuple[int, int] | None = None
@@ -53,6 +55,7 @@ class Header:
     trajectory: str | None = None
     calibration_mode: str | None = None
     noise_bandwidth: float = 1.0
+    vendor: str | None = None
 
     def padding(self, width: int) -> tuple[int, int] | None:
         """Zero-padded columns (left, right) of k-space `width` columns wide; None if the header does not say."""
@@ -104,7 +107,7 @@ def parse_header(xml: str | bytes, number: int = 0) -> Header:
         recon = _numbers(encoding, "reconSpace/matrixSize", "xyz", smallest=1)
         encoded = _numbers(encoding, "encodedSpace/matrixSize", "xy", smallest=1)
         field = _numbers(encoding, "reconSpace/fieldOfView_mm", "xyz", smallest=1e-3)
-        full = _numbers(encoding, "encodedSpace/fieldOfView_mm", "x", smallest=1e-3)
+        full = _numbers(encoding, "encodedSpace/fieldOfView_mm", "xy", smallest=1e-3)
         limits = _numbers(encoding, "encodingLimits/kspace_encoding_step_1", ("center", "maximum"), smallest=0)
         receiver = _numbers(root, "acquisitionSystemInformation", ("relativeReceiverNoiseBandwidth",), smallest=1e-3)
     except (ElementTree.ParseError, ValueError) as error:
@@ -116,14 +119,25 @@ def parse_header(xml: str | bytes, number: int = 0) -> Header:
         recon_size=(int(recon[0]), int(recon[1])) if recon else None,
         center=int(limits[0]) if limits else None,
         maximum=int(limits[1]) if limits else None,
-        voxel_size=(field[2] / recon[2], field[0] / recon[0], field[1] / recon[1]) if field and recon else None,
+        voxel_size=_voxel(field, recon, full, encoded),
         readout_size=min(round(encoded[0] * field[0] / full[0]), int(encoded[0]))
         if encoded and field and full
         else None,
         trajectory=_word(encoding, "trajectory"),
         calibration_mode=_word(encoding, "parallelImaging/calibrationMode"),
         noise_bandwidth=receiver[0] if receiver else 1.0,
+        vendor=_word(root, "acquisitionSystemInformation/systemVendor"),
     )
+
+
+def _voxel(
+    field: list[float] | None, recon: list[float] | None, full: list[float] | None, encoded: list[float] | None
+) -> tuple[float, float, float] | None:
+    """From fields of view in mm and matrices, both in the order of the header."""
+    if not field or not recon:
+        return None
+    plane, matrix = (full, encoded) if full and encoded else (field, recon)
+    return field[2] / recon[2], plane[0] / matrix[0], plane[1] / matrix[1]
 
 
 def _word(encoding: ElementTree.Element | None, path: str) -> str | None:

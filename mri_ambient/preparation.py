@@ -7,27 +7,39 @@ them there.
 Sources are k-space files, used as acquired or undersampled retrospectively where fully sampled, or magnitude volumes
 (NIfTI, DICOM folders), from which noisy multi-coil k-space is simulated. Mask and noise of a slice are fixed by the
 seed.
+
+What decides the arrays of a source is hashed into its key in the cache (`mri_ambient.cache`): for a scan that was
+acquired undersampled its content and name, the first reconstruction and a noise level that the user gave; for anything
+else mask, acceleration, seed, simulation, and its number among the sources too, which the masks depend on.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mri_ambient import __version__
+from mri_ambient.cache import Cache, fingerprint, key_of
 from mri_ambient.calibration import Calibration, PreparedSlice, calibrate, prepare_slice, whiten
-from mri_ambient.dataset import PreparedSlices, Record, save_array, write_atomically
+from mri_ambient.dataset import KINDS, PreparedSlices, Record, save_array, write_atomically
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern, Sense, acs_width, ifft1c
-from mri_ambient.readers import PATTERNS, is_scan, split_part
+from mri_ambient.readers import ENDINGS, is_scan, scan_files, split_part
 from mri_ambient.scan import Scan, load_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.streams import stream
 from mri_ambient.volumes import Volume, load_volume
 
+VERSION = 1  # of the arrays; a test notices when they change, and then it must be raised
 EMPTY = 0.02  # slices whose maps cover less of the field of view have no anatomy worth learning
+_DICOM = (".dcm", ".DCM", ".IMA")
+_FILES = (*ENDINGS, ".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Simulation:
 
 
 def find_sources(data: Sequence[str | Path]) -> list[Path]:
-    """Expand files, folders and glob patterns to scans and volumes, sorted.
+    """Expand files, folders and glob patterns to scans and volumes, sorted; no file is opened.
 
     A folder with DICOM files counts as one volume.
 
@@ -52,34 +64,26 @@ def find_sources(data: Sequence[str | Path]) -> list[Path]:
     found: set[Path] = set()
     for item in data:
         path = Path(item)
-        matches = (
-            [path]
-            if split_part(path)[0].exists()
-            else sorted(Path().glob(str(item)))
-            if not path.is_absolute()
-            else _absolute_glob(path)
-        )
+        matches = [path] if split_part(path)[0].exists() else _glob(path)
         if not matches:
             raise InputError(f"Nothing found at {item}.")
         for match in matches:
-            found.update(_usable(match))
+            found.update(_usable(match) if match.is_dir() else [match])
     if not found:
         raise InputError(f"No k-space, NIfTI (.nii, .nii.gz) or DICOM files in {', '.join(map(str, data))}.")
     return sorted(found)
 
 
-def _absolute_glob(path: Path) -> list[Path]:
-    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+def _glob(pattern: Path) -> list[Path]:
+    return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
 
 
-def _usable(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    folders = {p.parent for pattern in ("*.dcm", "*.DCM", "*.IMA") for p in path.rglob(pattern)}
-    yield from folders
-    for pattern in (*PATTERNS, "*.nii", "*.nii.gz"):
-        yield from path.rglob(pattern)
+def _usable(folder: Path) -> Iterator[Path]:
+    """Scans and volumes in a folder, and folders of DICOM files, in one walk."""
+    for place, _, names in os.walk(folder):
+        if any(name.endswith(_DICOM) for name in names):
+            yield Path(place)
+        yield from (Path(place, name) for name in names if name.endswith(_FILES))
 
 
 def is_volume(path: Path) -> bool:
@@ -97,9 +101,11 @@ def prepare(
     seed: int,
     reconstruct: Callable[[PreparedSlice], Tensor] | None = None,
     noise_std: float | None = None,
+    scans: Mapping[Path, Scan] | None = None,
+    cache: Cache | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> "PreparedSlices":
-    """Prepare every slice of the sources; slices that the folder holds already are not done again.
+) -> PreparedSlices:
+    """Prepare every slice of the sources; slices that the folder or the cache holds already are not done again.
 
     Parameters
     ----------
@@ -113,9 +119,13 @@ def prepare(
         For volumes.
     seed : int
     reconstruct : callable, optional
-        First image of an undersampled slice. None stores that of the fully sampled (for volumes: noise-free) data.
+        First image of an undersampled slice. None stores that of the fully sampled (for volumes: noise-free) data. With
+        a cache it is a function of a module, as its name is part of the key.
     noise_std : float, optional
         Noise of k-space files in their own units, where the user knows it.
+    scans : mapping of Path to Scan, optional
+        Sources that are open already.
+    cache : Cache, optional
     progress : callable
         Told the number of sources done and their total.
 
@@ -129,14 +139,14 @@ def prepare(
     for number, source in enumerate(sources):
         progress(number, len(sources))
         done = folder / f"{number:05d}.json"
-        if done.exists():
-            records += [Record.from_json(values) for values in json.loads(done.read_text())]
-            continue
-        scan, clean = _open(source, simulation, seed, number)
-        pattern = MaskPattern(mask, accel[number % len(accel)])
-        some = list(_prepare_scan(scan, clean, folder, number, pattern, seed, reconstruct, noise_std))
-        write_atomically(done, json.dumps([asdict(r) for r in some]).encode())
-        records += some
+        if not done.exists():
+            matrix = simulation.matrices[number % len(simulation.matrices)] if simulation.matrices else None
+            pattern = MaskPattern(mask, accel[number % len(accel)])
+            recipe = _Recipe(number, pattern, simulation, matrix, seed, reconstruct, noise_std)
+            scan = (scans or {}).get(source) if isinstance(source, Path) else None
+            some = _records(source, scan, folder, recipe, cache)
+            write_atomically(done, json.dumps([asdict(r) for r in some]).encode())
+        records += [Record.from_json(values) for values in json.loads(done.read_text())]
     progress(len(sources), len(sources))
     if not records:
         raise InputError("None of the training slices shows any anatomy.")
@@ -162,50 +172,106 @@ def require_full_sampling(scan: Scan) -> None:
         )
 
 
-def _open(source: Path | Volume, simulation: Simulation, seed: int, number: int) -> tuple[Scan, Scan | None]:
+@dataclass(frozen=True)
+class _Recipe:
+    """What is done with the source of a number; see `prepare`."""
+
+    number: int
+    pattern: MaskPattern
+    simulation: Simulation
+    matrix: int | None
+    seed: int
+    reconstruct: Callable[[PreparedSlice], Tensor] | None
+    noise_std: float | None
+
+    @property
+    def prefix(self) -> str:
+        """Of the names of its arrays."""
+        return f"{self.number:05d}_"
+
+    def keys(self, source: Path | Volume) -> tuple[str, str] | None:
+        """Names in the cache if the scanner undersampled the source, and if it is done here; None if unreadable."""
+        try:
+            content = _identity(source)
+        except (OSError, InputError):  # opening the source will say what is wrong
+            return None
+        first = f"{self.reconstruct.__module__}.{self.reconstruct.__qualname__}" if self.reconstruct else "reference"
+        common = (VERSION, __version__, content, first, self.noise_std)
+        simulation = (self.simulation.coils, self.simulation.noise_std, self.matrix)
+        return key_of(*common), key_of(*common, self.number, asdict(self.pattern), self.seed, simulation)
+
+
+def _identity(source: Path | Volume) -> list[Any]:
+    """Content of a source, and what its name decides: of a scan its own, of a volume its patient, a folder's."""
+    if isinstance(source, Volume):
+        digest = hashlib.sha256(source.magnitude.tobytes() + source.affine.tobytes()).hexdigest()
+        return [digest, list(source.shape), source.patient, source.name]
+    if source.is_dir():
+        return [fingerprint(sorted(p for p in source.iterdir() if p.is_file())), str(source.resolve())]
+    content = fingerprint(scan_files(source))
+    return [content, str(source.resolve()) if is_volume(source) else source.name]
+
+
+def _records(
+    source: Path | Volume, scan: Scan | None, folder: Path, recipe: _Recipe, cache: Cache | None
+) -> list[Record]:
+    """Slices of a source, whose arrays are in the folder afterwards: from the cache, else prepared and put there."""
+    keys = recipe.keys(source) if cache else None
+    for key in keys or ():
+        found = cache.fetch(key, folder, recipe.prefix) if cache else None
+        if found is not None:
+            return [replace(r, name=recipe.prefix + r.name) for r in map(Record.from_json, found)]
+    acquired, clean = (scan, None) if scan else _open(source, recipe)
+    records = list(_prepare_scan(acquired, clean, folder, recipe))
+    if cache and keys:
+        files = {f"{r.name}_{kind}.npy" for r in records for kind in KINDS}
+        note = [asdict(replace(r, name=r.name.removeprefix(recipe.prefix))) for r in records]
+        key = keys[1] if is_fully_sampled(acquired) else keys[0]
+        cache.store(key, {name.removeprefix(recipe.prefix): folder / name for name in files}, note)
+    return records
+
+
+def _open(source: Path | Volume, recipe: _Recipe) -> tuple[Scan, Scan | None]:
     """The scan, and for volumes the noise-free one."""
     if isinstance(source, Path) and not is_volume(source):
         return load_scan(source), None
     volume = source if isinstance(source, Volume) else load_volume(source)
-    matrix = simulation.matrices[number % len(simulation.matrices)] if simulation.matrices else None
     noisy, clean = (
-        simulate_scan(volume, coils=simulation.coils, noise_std=noise, seed=seed, matrix=matrix)
-        for noise in (simulation.noise_std, 0.0)
+        simulate_scan(volume, coils=recipe.simulation.coils, noise_std=noise, seed=recipe.seed, matrix=recipe.matrix)
+        for noise in (recipe.simulation.noise_std, 0.0)
     )
     return noisy, clean
 
 
-def _prepare_scan(
-    scan: Scan,
-    clean: Scan | None,
-    folder: Path,
-    number: int,
-    pattern: MaskPattern,
-    seed: int,
-    reconstruct: Callable[[PreparedSlice], Tensor] | None,
-    noise_std: float | None,
-) -> Iterator[Record]:
+def _prepare_scan(scan: Scan, clean: Scan | None, folder: Path, recipe: _Recipe) -> Iterator[Record]:
     full = scan
+    pattern = recipe.pattern
     retrospective = is_fully_sampled(scan)
-    if reconstruct is None:
+    if recipe.reconstruct is None:
         require_full_sampling(scan)
     shape = scan.shape[2], scan.shape[3]
     if retrospective:
-        masks = [pattern.sample(shape, stream(seed, "mask", number, i)) for i in range(scan.shape[0])]
+        streams = (stream(recipe.seed, "mask", recipe.number, i) for i in range(scan.shape[0]))
+        masks = [pattern.sample(shape, one) for one in streams]
         scan = scan.undersample(torch.stack([m[None] if m.ndim == 1 else m for m in masks]))
-    calibration = calibrate(scan, noise_std)
+    calibration = calibrate(scan, recipe.noise_std)
     for i in range(scan.shape[0]):
         item = prepare_slice(scan, i, calibration)
         if (item.operator.sensitivity_maps.abs().amax(0) > 0).float().mean() < EMPTY:
             continue
-        image = reconstruct(item) if reconstruct else _reference(clean or full, i, calibration, item.operator)
+        first = recipe.reconstruct
+        image = first(item) if first else _reference(clean or full, i, calibration, item.operator)
         line = item.operator.is_line_mask
         kspace = ifft1c(item.kspace, dim=-2) if line else item.kspace
-        name = f"{number:05d}_{i:04d}"
-        save_array(folder / f"{name}_kspace.npy", kspace.movedim(0, 1) if line else kspace)
-        save_array(folder / f"{name}_maps.npy", item.operator.sensitivity_maps.movedim(0, 1))
-        save_array(folder / f"{name}_mask.npy", item.operator.mask)
-        save_array(folder / f"{name}_image.npy", image)
+        name = f"{recipe.prefix}{i:04d}"
+        arrays = (
+            kspace.movedim(0, 1) if line else kspace,
+            item.operator.sensitivity_maps.movedim(0, 1),
+            item.operator.mask,
+            image,
+        )
+        for kind, array in zip(KINDS, arrays, strict=True):
+            save_array(folder / f"{name}_{kind}.npy", array)
         acs = pattern.acs_size(shape) if retrospective else acs_width(scan.slice_mask(i))
         acceleration = pattern.accel if retrospective else 0.0
         yield Record(

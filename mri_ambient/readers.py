@@ -6,7 +6,9 @@ named with the one that is meant after a ``#``, as in ``scan.h5#contrast=1``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mri_ambient.errors import InputError
 from mri_ambient.formats import bart, calgary, fastmri, ismrmrd, twix
@@ -14,19 +16,24 @@ from mri_ambient.formats.base import ScanFile
 from mri_ambient.hdf5 import is_hdf5, open_hdf5
 from mri_ambient.specification import load_specification
 
-_EXAMINERS = {
+if TYPE_CHECKING:
+    import h5py
+
+_EXAMINERS: dict[str, Callable[..., ScanFile]] = {
     "fastmri": fastmri.examine,
     "calgary": calgary.examine,
     "ismrmrd": ismrmrd.examine,
     "bart": bart.examine,
     "twix": twix.examine,
 }
-PATTERNS = ("*.h5", "*.hdf5", "*.mrd", "*.cfl", "*.npy", "*.dat")
-"""Names under which scan files are looked for in folders."""
+ENDINGS = (".h5", ".hdf5", ".mrd", ".cfl", ".npy", ".dat")
+"""Of the names under which scan files are looked for in folders."""
 
 
 def examine(path: str | Path) -> ScanFile:
     """Recognise a scan file, check it against its specification and read everything but its arrays.
+
+    An HDF5 file is opened once for all of this; what only its readouts tell (ISMRMRD) is read after that.
 
     Parameters
     ----------
@@ -40,6 +47,9 @@ def examine(path: str | Path) -> ScanFile:
         and none is named (`mri_ambient.formats.base.SeveralScansError`).
     """
     file, part = split_part(path)
+    if bart.header_of(file) is None and is_hdf5(file):
+        with open_hdf5(file) as opened:
+            return _EXAMINERS[_hdf5_format(opened)](file, part, opened)
     return _EXAMINERS[recognise(file)](file, part)
 
 
@@ -61,6 +71,13 @@ def split_part(path: str | Path) -> tuple[Path, str]:
     return path.with_name(name), part
 
 
+def scan_files(path: str | Path) -> list[Path]:
+    """The files that a scan is stored in: one, or the two of a BART pair."""
+    file, _ = split_part(path)
+    header = bart.header_of(file)
+    return [file] if header is None else [header, header.with_suffix(".cfl")]
+
+
 def recognise(path: Path) -> str:
     """Name of the format of a file, as in ``data_specs``; data sets in the fastMRI layout count as ``fastmri``.
 
@@ -72,7 +89,8 @@ def recognise(path: Path) -> str:
     if bart.header_of(path) is not None:
         return "bart"
     if is_hdf5(path):
-        return _hdf5_format(path)
+        with open_hdf5(path) as opened:
+            return _hdf5_format(opened)
     with path.open("rb") as file:
         if file.read(len(calgary.NUMPY_SIGNATURE)) == calgary.NUMPY_SIGNATURE:
             return "calgary"
@@ -86,8 +104,7 @@ def recognise(path: Path) -> str:
     )
 
 
-def _hdf5_format(path: Path) -> str:
-    with open_hdf5(path) as file:
-        if ismrmrd.groups_of(file):
-            return "ismrmrd"
-        return "calgary" if load_specification("calgary").matches(file) else "fastmri"
+def _hdf5_format(file: h5py.File) -> str:
+    if ismrmrd.groups_of(file):
+        return "ismrmrd"
+    return "calgary" if load_specification("calgary").matches(file) else "fastmri"

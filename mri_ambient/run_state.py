@@ -54,6 +54,29 @@ class State:
     init_hash: str = ""
 
 
+def choose_device(device: str, precision: str) -> tuple[torch.device, torch.dtype]:
+    """Resolve "auto".
+
+    Raises
+    ------
+    InputError
+        If the name is unknown or CUDA is asked for and absent.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("No CUDA device was found; use --device cpu.")
+    table = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision not in ("auto", *table):
+        raise InputError(f"The precision {precision!r} is not one of auto, bf16, fp32.")
+    if precision == "auto":
+        precision = "bf16" if device != "cpu" or torch.cpu._is_avx512_bf16_supported() else "fp32"
+    try:
+        return torch.device(device), table[precision]
+    except RuntimeError as error:
+        raise InputError(f"The device {device!r} is not one of auto, cpu, cuda.") from error
+
+
 def new_state(config: TrainConfig, device: torch.device, precision: torch.dtype) -> State:
     """Fresh (or initialised) weights and optimiser."""
     torch.manual_seed(int(torch.randint(2**31, (), generator=stream(config.seed, "weights"))))

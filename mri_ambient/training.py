@@ -9,75 +9,64 @@ import json
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mri_ambient.allocator import keep_freed_memory
-from mri_ambient.calibration import PreparedSlice
 from mri_ambient.config import END_TO_END, RECONSTRUCTIONS, TrainConfig
-from mri_ambient.dataset import PreparedSlices, Record, save_array, write_atomically
+from mri_ambient.dataset import PreparedSlices, Record, save_array
 from mri_ambient.denoiser import Denoiser, count_parameters
 from mri_ambient.errors import InputError
-from mri_ambient.objectives import (
-    GSURE,
-    SSDU,
-    Ambient,
-    Batch,
-    Bootstrap,
-    EndToEnd,
-    Objective,
-    PublishedAmbient,
-    Supervised,
-    Tweedie,
-    ViewObjective,
-)
-from mri_ambient.objectives.bootstrap import parse_view, require_centre, view_to_dict
-from mri_ambient.objectives.gsure import never_acquired, require_coverage, require_known_noise
+from mri_ambient.methods import check_data, needs_references, objective_of
+from mri_ambient.objectives import Batch, Objective
+from mri_ambient.objectives.bootstrap import parse_view, view_to_dict
 from mri_ambient.operators import CgSolver
 from mri_ambient.posterior import MIN_NOISE, refine
-from mri_ambient.preparation import Simulation, find_sources, is_volume, prepare, require_full_sampling
 from mri_ambient.prior import RUN_FILE, Prior, save_prior
-from mri_ambient.run_state import State, new_state, restore, save
-from mri_ambient.scan import load_scan
+from mri_ambient.reporter import Reporter, Silent
+from mri_ambient.run_state import State, choose_device, new_state, restore, save
 from mri_ambient.streams import stream
+from mri_ambient.training_data import begin, check_resumable, held_out_patients, load_data
 from mri_ambient.validation import denoiser_error, panel, validate
+
+__all__ = [
+    "Reporter",
+    "Run",
+    "Silent",
+    "State",
+    "begin",
+    "check_data",
+    "check_resumable",
+    "choose_device",
+    "examples",
+    "held_out_patients",
+    "improved",
+    "learn",
+    "learning_rate",
+    "load_data",
+    "make_card",
+    "needs_references",
+    "new_state",
+    "objective_of",
+    "train",
+    "train_step",
+    "validate",
+]
 
 SAVE_SECONDS = 60.0
 LOG_EVERY = 50  # steps
 VALIDATE_PARTS = 20  # validations in a run
 WARM_UP = 200  # steps
-PHANTOMS = 40  # volumes of the embedded population
-PHANTOM_SLICES, PHANTOM_SHAPE = 12, (160, 160)
 CLIP = 1.0
+AHEAD = 2  # batches that are fetched while a step is computed
 WHOLE = 10**6  # rows of a strip that is a whole slice
-
-
-class Reporter(Protocol):
-    """What the loop tells the outside; the command line draws it."""
-
-    def stage(self, text: str, done: int, total: int) -> None:
-        """Progress of the current stage, with its name."""
-        ...
-
-    def say(self, text: str) -> None:
-        """A line for the log."""
-        ...
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def stage(self, text: str, done: int, total: int) -> None:
-        """Ignore."""
-
-    def say(self, text: str) -> None:
-        """Ignore."""
 
 
 @dataclass(frozen=True)
@@ -161,35 +150,6 @@ def train(
     return Run(folder, folder / RUN_FILE, card)
 
 
-def begin(
-    data: Sequence[str | Path],
-    validation: Sequence[str | Path],
-    config: TrainConfig,
-    folder: Path,
-    reporter: Reporter,
-) -> tuple[PreparedSlices, PreparedSlices]:
-    """Open or create a run's folder; returns its prepared training and validation slices.
-
-    Raises
-    ------
-    InputError
-        If data are unusable, or the folder holds another run.
-    """
-    sources = find_sources([*data, *validation]) if data or validation else []  # a wrong name must not leave a folder
-    if needs_references(config) and not (folder / "config.json").exists():
-        for source in sources:
-            if not is_volume(source):
-                require_full_sampling(load_scan(source))
-    fresh = not folder.exists()
-    check_resumable(folder, config)
-    try:
-        return load_data(data, validation, config, folder, reporter)
-    except InputError:
-        if fresh and not any(folder.glob("data/*.json")):  # else it continues with the source that is to be mended
-            shutil.rmtree(folder)
-        raise
-
-
 def learn(
     config: TrainConfig,
     state: State,
@@ -206,158 +166,6 @@ def learn(
     loop(config, state, training, held_out, folder, reporter)
 
 
-def check_resumable(folder: Path, config: TrainConfig) -> None:
-    """Create the run's folder with its configuration, or check that it holds the same one.
-
-    Raises
-    ------
-    InputError
-        If the folder holds a run with other settings, or cannot be written.
-    """
-    path = folder / "config.json"
-    if path.exists():
-        before, now = asdict(TrainConfig.from_json(path.read_text())), asdict(config)
-        changed = [f"{k} {_shown(before[k])} (now {_shown(now[k])})" for k in now if before[k] != now[k]]
-        if changed:
-            raise InputError(f"{folder} holds a run with other settings: {', '.join(changed)}. Choose another --out.")
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, config.to_json().encode())
-    except OSError as error:
-        raise InputError(f"Cannot write to {folder}: {error.strerror or error}.") from error
-
-
-def _shown(value: Any) -> str:
-    """A setting as the user gave it."""
-    if isinstance(value, tuple):
-        return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) or "none"
-    return str(value)
-
-
-def choose_device(device: str, precision: str) -> tuple[torch.device, torch.dtype]:
-    """Resolve "auto".
-
-    Raises
-    ------
-    InputError
-        If the name is unknown or CUDA is asked for and absent.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("No CUDA device was found; use --device cpu.")
-    table = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    if precision not in ("auto", *table):
-        raise InputError(f"The precision {precision!r} is not one of auto, bf16, fp32.")
-    if precision == "auto":
-        precision = "bf16" if device != "cpu" or torch.cpu._is_avx512_bf16_supported() else "fp32"
-    try:
-        return torch.device(device), table[precision]
-    except RuntimeError as error:
-        raise InputError(f"The device {device!r} is not one of auto, cpu, cuda.") from error
-
-
-def load_data(
-    data: Sequence[str | Path],
-    validation: Sequence[str | Path],
-    config: TrainConfig,
-    folder: Path,
-    reporter: Reporter,
-) -> tuple[PreparedSlices, PreparedSlices]:
-    """Prepared training and validation slices, from disk where they were prepared before."""
-    training = _prepared(data, config, folder / "data", reporter)
-    if validation:
-        return training, _prepared(validation, config, folder / "validation", reporter)
-    chosen = held_out_patients({r.patient for r in training.records}, config.seed)
-    if not chosen:
-        reporter.say("fewer than four patients and no --validation: nothing is held out")
-    return training.split(chosen)
-
-
-def held_out_patients(patients: set[str], seed: int) -> set[str]:
-    """One patient in ten, if there are at least four: those that training leaves out where no validation is given."""
-    names = sorted(patients)
-    count = max(1, len(names) // 10) if len(names) >= 4 else 0
-    order = torch.randperm(len(names), generator=stream(seed, "validation")).tolist()
-    return {names[i] for i in order[:count]}
-
-
-def _prepared(data: Sequence[str | Path], config: TrainConfig, folder: Path, reporter: Reporter) -> PreparedSlices:
-    sources: list[Any]
-    if data:
-        sources = find_sources(data)
-    else:
-        from mri_ambient.phantoms import phantom_volume
-
-        sources = [phantom_volume(PHANTOM_SLICES, PHANTOM_SHAPE, seed=1000 * config.seed + i) for i in range(PHANTOMS)]
-    simulated = not data or all(is_volume(s) for s in sources)
-    simulation = Simulation(config.coils, 0.02 if config.noise is None else config.noise, config.matrices)
-    return prepare(
-        sources,
-        folder,
-        mask=config.mask,
-        accel=config.accel,
-        simulation=simulation,
-        seed=config.seed,
-        reconstruct=None if needs_references(config) else first_reconstruction,
-        noise_std=None if simulated else config.noise,
-        progress=lambda done, total: reporter.stage("preparing scans", done, total),
-    )
-
-
-def needs_references(config: TrainConfig) -> bool:
-    """Whether the method learns from fully sampled scans."""
-    return config.method in ("supervised", *END_TO_END) or config.form == "clean"
-
-
-def first_reconstruction(item: PreparedSlice) -> Tensor:
-    """The classical reconstruction that ambient training starts from: L1-wavelet, lightly regularised."""
-    from mri_ambient.operators.classical import l1_wavelet
-
-    return l1_wavelet(item.kspace, item.operator, regularisation=0.25 * item.noise_std, iterations=20)
-
-
-def objective_of(config: TrainConfig) -> Objective:
-    """The training method."""
-    if config.view:
-        return ViewObjective(parse_view(config.view))
-    table: dict[tuple[str, str], Objective] = {
-        ("ambient", "weighted"): Ambient(),
-        ("ambient", "published"): PublishedAmbient(),
-        ("supervised", ""): Supervised(),
-        ("gsure", ""): GSURE(),
-        ("tweedie", ""): Tweedie(),
-        ("bootstrap", "undersampled"): Bootstrap(Ambient()),
-        ("bootstrap", "clean"): Bootstrap(Supervised()),
-        ("ssdu", "weighted"): SSDU(weighted=True),
-        ("ssdu", "published"): SSDU(weighted=False),
-        ("unet", ""): EndToEnd(),
-        ("varnet", ""): EndToEnd(),
-        ("em", ""): Supervised(),
-    }
-    return table[config.method, config.form]
-
-
-def check_data(config: TrainConfig, data: PreparedSlices) -> None:
-    """Refuse data on which a method's assumptions fail.
-
-    Raises
-    ------
-    InputError
-        If so, with the name of a method that would work.
-    """
-    if config.method in ("gsure", "tweedie"):
-        require_known_noise(torch.tensor([r.noise_std for r in data.records]), config.method)
-    patterns = data.patterns()
-    centre = min(acs for _, acs in patterns)
-    if config.view and not needs_references(config):
-        require_centre(parse_view(config.view), centre)
-    elif config.method != "em" and not needs_references(config):  # of several patterns, one that shows all is enough
-        best = min((probability for probability, _ in patterns), key=lambda p: int(never_acquired(p).sum()))
-        require_coverage(best, config.method, centre)
-
-
 def loop(
     config: TrainConfig,
     state: State,
@@ -372,26 +180,32 @@ def loop(
     refresh_at = [round(part * config.steps) for part in config.refreshes] if refreshed else []
     validate_every = max(1, config.steps // VALIDATE_PARTS)
     began, saved = time.monotonic() - state.seconds, time.monotonic()
-    with ThreadPoolExecutor(1) as pool:
+    waited = 0.0  # seconds since the last entry of the log, for batches that were not ready
+    with ThreadPoolExecutor(AHEAD) as pool:
 
-        def fetch(step: int) -> Any:
+        def fetch(step: int) -> Future[Batch]:
             return pool.submit(examples, training, config, stream(config.seed, "batch", step))
 
-        upcoming = fetch(state.step)
+        upcoming = deque(fetch(state.step + i) for i in range(AHEAD))
         try:
             while state.step < config.steps:
                 if state.refreshed < len(refresh_at) and state.step == refresh_at[state.refreshed]:
-                    upcoming.result()  # nobody reads while images are replaced
+                    wait(upcoming)  # nobody reads while images are replaced
                     save(folder, state)
                     refresh(state.average, training, config, reporter)
                     state.refreshed += 1
-                    upcoming = fetch(state.step)
-                batch, upcoming = upcoming.result(), fetch(state.step + 1)
+                    upcoming = deque(fetch(state.step + i) for i in range(AHEAD))
+                asked = time.monotonic()
+                batch = upcoming.popleft().result()
+                upcoming.append(fetch(state.step + AHEAD))
+                waited += time.monotonic() - asked
                 loss, norm = train_step(config, state, objective, batch.to(state.denoiser.device))
                 state.seconds = time.monotonic() - began
                 if state.step % LOG_EVERY == 0 or state.step == config.steps:
                     log(folder, {"images": state.step * config.batch, "loss": loss, "gradient": norm,
-                                 "skipped": state.skipped, "seconds": round(state.seconds, 1)})  # fmt: skip
+                                 "skipped": state.skipped, "seconds": round(state.seconds, 1),
+                                 "waited": round(waited, 6)})  # fmt: skip
+                    waited = 0.0
                 reporter.stage("training", min(state.step * config.batch, config.images), config.images)
                 if (
                     len(held_out)

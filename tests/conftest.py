@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see cli/main.py
+os.environ["MRI_AMBIENT_CACHE_GB"] = "0"  # tests neither use nor fill the cache of the user
 
 import pytest
 import torch

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,20 +34,23 @@ from mri_ambient.hdf5 import open_hdf5
 from mri_ambient.sampling import detect_samples, resolve_sampling
 from mri_ambient.specification import load_specification
 
+if TYPE_CHECKING:
+    import h5py
+
 NUMPY_SIGNATURE = b"\x93NUMPY"
 
 
 @contextmanager
-def open_array(path: Path) -> Iterator[Any]:
-    """The array of a file, HDF5 or NumPy, which reads what it is indexed by."""
+def open_array(path: Path, opened: h5py.File | None = None) -> Iterator[Any]:
+    """The array of a file, HDF5 (which may be open already) or NumPy, which reads what it is indexed by."""
     with path.open("rb") as file:
         is_numpy = file.read(len(NUMPY_SIGNATURE)) == NUMPY_SIGNATURE
     if is_numpy:
         with open_raw(path):
             yield _mapped(path)
     else:
-        with open_hdf5(path) as opened:
-            yield opened["kspace"]
+        with open_hdf5(path, opened) as file:
+            yield file["kspace"]
 
 
 def _mapped(path: Path) -> NDArray[Any]:
@@ -78,11 +81,11 @@ class CalgarySource(KspaceSource):
         return finite(kspace, f"slice {index} of {self.path}")
 
 
-def examine(path: Path, part: str = "") -> ScanFile:
+def examine(path: Path, part: str = "", opened: h5py.File | None = None) -> ScanFile:
     """Check a file; parameters and errors as in `mri_ambient.readers.examine`."""
     choose_part(path, [{}], part)
     specification = load_specification("calgary")
-    with open_raw(path), open_array(path) as array:
+    with open_raw(path), open_array(path, opened) as array:
         layout = specification.check({"kspace": array}, str(path))
         sizes = layout.sizes
         shape = (sizes["slice"], sizes["part"] // 2, sizes["y"], sizes["x"])

@@ -62,7 +62,7 @@ class FastmriSource:
         return finite(torch.from_numpy(values.reshape(shape)), f"slice {index} of dataset {name} in {self.path}")
 
 
-def examine(path: Path, part: str = "") -> ScanFile:
+def examine(path: Path, part: str = "", opened: h5py.File | None = None) -> ScanFile:
     """Check a file against the specification and read everything but its arrays.
 
     Of k-space one coil of one slice is read and a few lines of the others; all of it only if the file is sampled in
@@ -74,7 +74,7 @@ def examine(path: Path, part: str = "") -> ScanFile:
         If the file cannot be read, is not as specified, or has no signal.
     """
     choose_part(path, [{}], part)
-    with open_hdf5(path) as file:
+    with open_hdf5(path, opened) as file:
         specification = load_specification("m4raw" if _is_m4raw(file) else "fastmri")
         layout = specification.check(file, str(path), file.attrs)
         sizes = layout.sizes

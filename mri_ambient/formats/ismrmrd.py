@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from mri_ambient.errors import InputError
 from mri_ambient.formats.base import ScanFile, SeveralScansError
-from mri_ambient.formats.readouts import Numbers, Readouts, assemble
+from mri_ambient.formats.placement import Directions, placed
+from mri_ambient.formats.readouts import Numbers, Readouts, ReadoutSource, assemble
 from mri_ambient.hdf5 import open_hdf5
 from mri_ambient.header import Header, parse_header
 from mri_ambient.specification import Specification, load_specification, plain
@@ -35,14 +36,14 @@ def groups_of(file: h5py.File) -> list[str]:
     return [name for name in file if hasattr(file[name], "keys") and specification.matches(file[name])]
 
 
-def examine(path: Path, part: str = "") -> ScanFile:
+def examine(path: Path, part: str = "", opened: h5py.File | None = None) -> ScanFile:
     """Check a file; parameters and errors as in `mri_ambient.readers.examine`.
 
     A file may have several groups. Those without image readouts can hold the noise scan; of several with images, every
     one is a scan of its own, and is named by ``dataset=NAME`` before the other counters.
     """
     specification = load_specification("ismrmrd")
-    with open_hdf5(path) as file:
+    with open_hdf5(path, opened) as file:
         names = groups_of(file)
         layouts = {name: specification.check(file[name], f"{path}: group {name}") for name in names}
         texts = {name: str(plain(np.asarray(file[name]["xml"][()]))) for name in names}
@@ -66,7 +67,19 @@ def examine(path: Path, part: str = "") -> ScanFile:
     except SeveralScansError as several:
         parts = [f"{_PREFIX}{name},{part}" for part in several.parts] if len(scans) > 1 else several.parts
         raise SeveralScansError(path, parts) from several
-    return replace(found, part=part)
+    with open_hdf5(path, opened) as file:
+        where = _directions(file[name]["data"], found)
+    return placed(replace(found, part=part), where, reverse="siemens" in (found.header.vendor or ""))
+
+
+def _directions(dataset: h5py.Dataset, found: ScanFile) -> Directions:
+    assert isinstance(found.source, ReadoutSource)
+    slices, some = np.unique(found.source.index, return_index=True)
+    address = found.source.address[some]
+    order = np.argsort(address)  # h5py reads in the order of the file
+    head = np.empty(len(slices), dataset.dtype["head"])
+    head[order] = dataset.fields("head")[address[order]]
+    return Directions(*(head[field].astype(np.float64) for field in ("position", "read_dir", "phase_dir", "slice_dir")))
 
 
 def _choose_group(path: Path, names: list[str], part: str) -> tuple[str, str]:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from wrapped import wrap
 
-from mri_ambient.calibration import calibrate, prepare_slice
+from mri_ambient.calibration import calibrate, map_sets, prepare_slice
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern
+from mri_ambient.operators.sense import SoftSense
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.scan import Scan
 from mri_ambient.simulate import simulate_scan
@@ -81,6 +83,62 @@ def test_maps_reach_the_anatomy_at_few_centre_lines():
         scan = phantom(MaskPattern("random", accel), slices=1)
         support = prepare_slice(scan, 0, calibrate(scan)).operator.sensitivity_maps.abs().amax(0) > 0
         assert float((support & inside).sum() / inside.sum()) > 0.95
+
+
+class TestMapSets:
+    """A phantom of 67 columns in fields of view of 96 and 55."""
+
+    @pytest.mark.parametrize(("width", "expected"), [(96, 1), (55, 2)])
+    @pytest.mark.parametrize("accel", [1, 2, 3])
+    def test_two_where_the_object_is_larger_than_the_field_of_view(self, width, expected, accel):
+        mask = MaskPattern("random", accel).sample((96, width), torch.Generator().manual_seed(1))
+        scan = wrap(phantom(noise_std=0.0, slices=1), width, mask, NOISE)
+        assert map_sets(scan, calibrate(scan)) == expected
+        spoilt = with_kspace(scan, 1e-6 * scan.kspace, 1e-6 * NOISE)
+        assert map_sets(spoilt, calibrate(spoilt)) == expected
+
+    @pytest.mark.parametrize("kind", ["equispaced", "poisson"])
+    @pytest.mark.parametrize("noise_std", [0.0, 0.02, 0.1])
+    @pytest.mark.parametrize("accel", [2, 6])
+    def test_one_on_ordinary_scans(self, kind, noise_std, accel):
+        scan = phantom(MaskPattern(kind, accel), noise_std, slices=1)
+        assert map_sets(scan, calibrate(scan)) == 1
+
+    def test_one_on_anatomy(self, data_dir):
+        from mri_ambient.volumes import load_volume
+
+        volume = load_volume(data_dir / "open_ms" / "patient12" / "study1_T1W.nii.gz")
+        for accel, noise_std in ((4, 0.02), (12, 0.02), (4, 0.1)):
+            scan = simulate_scan(
+                volume, matrix=160, pattern=MaskPattern("random", accel), noise_std=noise_std, slices=[24]
+            )
+            assert map_sets(scan, calibrate(scan)) == 1
+
+    def test_one_on_a_scan(self, data_dir):
+        from mri_ambient.scan import load_scan
+
+        scan = load_scan(data_dir / "brain8" / "brain8.h5")
+        assert map_sets(scan, calibrate(scan)) == 1
+
+    def test_one_slice_in_a_volume_is_enough_and_empty_ones_do_not_matter(self):
+        mask = torch.ones(55, dtype=torch.bool)
+        kspace = wrap(phantom(noise_std=0.0, slices=1), 55, mask, NOISE).kspace.expand(3, -1, -1, -1).clone()
+        kspace[1:] = 0
+        scan = Scan.from_arrays(kspace, mask, noise_std=NOISE)
+        assert map_sets(scan, calibrate(scan)) == 2
+
+    def test_one_coil_has_one_set(self):
+        scan = wrap(phantom(noise_std=0.0, slices=1), 55, torch.ones(55, dtype=torch.bool), NOISE)
+        single = with_kspace(scan, scan.kspace[:, :1], NOISE)
+        assert map_sets(single, calibrate(single)) == 1
+
+    def test_slices_are_prepared_with_as_many_as_asked_for(self):
+        scan = wrap(phantom(noise_std=0.0, slices=1), 55, torch.ones(55, dtype=torch.bool), NOISE)
+        one, two = (prepare_slice(scan, 0, calibrate(scan), sets=sets) for sets in (1, 2))
+        assert one.operator.image_shape == (96, 55)
+        assert isinstance(two.operator, SoftSense)
+        assert two.operator.image_shape == (96, 110)
+        assert torch.equal(one.kspace, two.kspace)
 
 
 def test_a_silent_coil_is_named_when_the_noise_must_be_estimated():

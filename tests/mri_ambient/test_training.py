@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mri_ambient import training
+from mri_ambient import training, training_data
 from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import PreparedSlices
 from mri_ambient.denoiser import PRESETS, DenoiserConfig
@@ -331,9 +331,9 @@ def test_an_archive_with_one_mask_is_refused(tmp_path):
 
 
 def test_embedded_phantoms_train_without_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "PHANTOMS", 1)
-    monkeypatch.setattr(training, "PHANTOM_SLICES", 2)
-    monkeypatch.setattr(training, "PHANTOM_SHAPE", (48, 48))
+    monkeypatch.setattr(training_data, "PHANTOMS", 1)
+    monkeypatch.setattr(training_data, "PHANTOM_SLICES", 2)
+    monkeypatch.setattr(training_data, "PHANTOM_SHAPE", (48, 48))
     assert train(out=tmp_path / "run", **SETTINGS).card["slices"] == 2
 
 
