@@ -6,6 +6,8 @@ import typer
 
 from mri_ambient.errors import InputError
 
+from .completion import one_of, prior_names
+
 # Names are repeated here, because asking the library for them would make --help load torch; a test compares.
 MASKS = ("random", "bernoulli", "equispaced", "gaussian", "poisson")
 TRAINING_METHODS = ("ambient", "supervised", "gsure", "tweedie", "bootstrap", "ssdu", "unet", "varnet", "em")
@@ -14,16 +16,27 @@ RECON_METHODS = (
     *("dps", "adps", "dds", "diffpir", "daps", "pnpdm", "mmps"),
 )
 PRESETS = ("tiny", "small", "base")
-FORMATS = ("h5", "nifti", "dicom", "png")
+FORMATS = ("h5", "nifti", "dicom", "cfl", "png")
 DEFAULT_MASK = "random"
 
 ACCEL = Annotated[
     float | None, typer.Option(help="Undersample fully sampled data this many times.", show_default="as acquired")
 ]
-MASK = Annotated[str | None, typer.Option(help=f"Pattern of --accel: {', '.join(MASKS)}.", show_default=DEFAULT_MASK)]
+MASK = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Pattern of --accel: {', '.join(MASKS)}.", show_default=DEFAULT_MASK, autocompletion=one_of(MASKS)
+    ),
+]
+_PRIOR_HELP = "Shipped name, file, or folder of a training run."
+PRIOR = Annotated[str, typer.Option(help=_PRIOR_HELP, autocompletion=prior_names)]
+PRIOR_ARGUMENT = Annotated[str, typer.Argument(help=_PRIOR_HELP, show_default=False, autocompletion=prior_names)]
 SEED = Annotated[int, typer.Option(help="Decides everything random.")]
-DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-PRECISION = Annotated[str, typer.Option(help="Of the network: auto, bf16, fp32.")]
+DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=one_of(("auto", "cpu", "cuda")))]
+PRECISION = Annotated[
+    str, typer.Option(help="Of the network: auto, bf16, fp32.", autocompletion=one_of(("auto", "bf16", "fp32")))
+]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # The directions of (slice, y, x) for the anatomical axis the slices are stacked along, as nibabel axis codes.
 _DIRECTIONS = {"L": ("L", "I", "P"), "P": ("P", "I", "L"), "S": ("S", "P", "L")}
+LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ISMRMRD count to the patient's left and posterior
 _NIFTI = (".nii", ".nii.gz")
 _ANISOTROPIC = 1.2  # ratio of the largest to the second voxel size from which slices are taken to be 2-D
 _UNEVEN = 0.05  # relative deviation of a slice gap from the mean that is still rounding
@@ -100,7 +101,7 @@ def load_volume(path: str | Path | Iterable[str | Path]) -> Volume:
     if not path.exists():
         raise InputError(f"{path} does not exist.")
     if path.is_dir():
-        return _load_dicom(_series_files(path), name=path.resolve().name)
+        return _load_dicom(path, name=path.resolve().name)
     if path.name.lower().endswith(_NIFTI):
         return _load_nifti(path)
     return _load_dicom([path])
@@ -185,40 +186,84 @@ def _series_files(folder: Path) -> list[Path]:
     return files
 
 
-def _load_dicom(files: list[Path], name: str | None = None) -> Volume:
+@dataclass(frozen=True, eq=False)
+class DicomSeries:
+    """A series of parallel, evenly spaced images, in the order of their positions along the normal.
+
+    Attributes
+    ----------
+    datasets : list of pydicom.Dataset
+    files : list of Path
+        Where they were read from, in the same order.
+    affine : numpy.ndarray
+        (4, 4): (slice, row, column) to RAS millimetres.
+    """
+
+    datasets: list[Dataset]
+    files: list[Path]
+    affine: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(slices, rows, columns)."""
+        return len(self.datasets), int(self.datasets[0].Rows), int(self.datasets[0].Columns)
+
+
+def read_series(source: Path | list[Path], pixels: bool = True) -> DicomSeries:
+    """Read a DICOM series from a folder that holds nothing else, or from its files.
+
+    Parameters
+    ----------
+    source : Path or list of Path
+    pixels : bool
+        Read the pixels too, not only what describes them.
+
+    Raises
+    ------
+    InputError
+        If it is not one series of evenly spaced images of one size and direction.
+    """
+    files = source if isinstance(source, list) else _series_files(source)
     if not files:
         raise InputError("No DICOM file was given.")
-    datasets = [_read_dicom(file) for file in files]
-    source = files[0].parent if len(files) > 1 else files[0]
-    _check_series(datasets, source)
+    datasets = [_read_dicom(file, pixels) for file in files]
+    place = files[0].parent if len(files) > 1 else files[0]
+    _check_series(datasets, place)
     first = datasets[0]
     across, down = np.asarray(first.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     normal = np.cross(across, down)
     positions = np.array([dataset.ImagePositionPatient for dataset in datasets], dtype=np.float64)
     order = np.argsort(positions @ normal)
-    step = _slice_step(positions[order], normal, first, source)
+    step = _slice_step(positions[order], normal, first, place)
     down_mm, across_mm = (float(value) for value in first.PixelSpacing)
     affine = np.eye(4)
     affine[:3] = np.stack([step, down * down_mm, across * across_mm, positions[order[0]]], axis=1)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM counts to the left and posterior
-    _check_affine(affine, source)
-    array = np.stack([_pixels(datasets[index], files[index]) for index in order])
-    magnitude, affine = _orient(_magnitude(array, source), affine, slice_axis=0)
+    affine = LPS_RAS @ affine
+    _check_affine(affine, place)
+    return DicomSeries([datasets[index] for index in order], [files[index] for index in order], affine)
+
+
+def _load_dicom(source: Path | list[Path], name: str | None = None) -> Volume:
+    series = read_series(source)
+    first = series.datasets[0]
+    place = series.files[0].parent if len(series.files) > 1 else series.files[0]
+    array = np.stack([_pixels(dataset, file) for dataset, file in zip(series.datasets, series.files, strict=True)])
+    magnitude, affine = _orient(_magnitude(array, place), series.affine, slice_axis=0)
     patient = str(first.get("PatientID") or "").strip() or None
-    return Volume(magnitude, affine, patient, name or files[0].stem)
+    return Volume(magnitude, affine, patient, name or series.files[0].stem)
 
 
-def _read_dicom(file: Path) -> Dataset:
+def _read_dicom(file: Path, pixels: bool) -> Dataset:
     import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
-        dataset = pydicom.dcmread(file)
+        dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
     except InvalidDicomError as e:
         raise InputError(f"{file} is neither a NIfTI file (.nii, .nii.gz) nor a DICOM file.") from e
     except OSError as e:
         raise InputError(f"{file} cannot be read: {_first_line(e)}.") from e
-    if "PixelData" not in dataset:
+    if ("PixelData" not in dataset) if pixels else ("Rows" not in dataset or "Columns" not in dataset):
         raise InputError(f"{file} is a DICOM file without an image.")
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise InputError(f"{file} is a multi-frame DICOM file, which is not supported; convert it to NIfTI first.")

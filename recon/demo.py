@@ -38,7 +38,7 @@ def run_demo(
     matrix : int
         Rows and columns of a slice.
     settings : Settings, optional
-        Default: 8 posterior samples of 25 steps.
+        Default: 8 posterior samples of 25 steps, which are kept.
     reporter : Reporter, optional
 
     Returns
@@ -58,7 +58,12 @@ def run_demo(
     path, picture = out / "scan.h5", out / "panel.png"
     write_scan(scan, path)
     (summary,) = reconstruct_files(
-        [path], out, prior=prior, settings=settings, files=FileSettings(report=True), reporter=reporter
+        [path],
+        out,
+        prior=prior,
+        settings=settings or Settings(keep_samples=True),
+        files=FileSettings(report=True),
+        reporter=reporter,
     )
     result = load_reconstruction(out / "scan_recon.h5")
     zero_filled = reconstruct(scan, method="zero-filled").magnitude

@@ -44,6 +44,7 @@ from mri_ambient.posterior import MIN_NOISE
 from mri_ambient.prior import RUN_FILE, Prior, load_prior, save_prior
 from mri_ambient.recon.pipeline import open_prior
 from mri_ambient.recon.posterior import sample_posterior
+from mri_ambient.recon.training_report import Paging
 from mri_ambient.run_state import new_network, new_state, require_same_network
 from mri_ambient.streams import stream
 from mri_ambient.training import Reporter, Run, Silent
@@ -101,8 +102,15 @@ class _Job:
 
 @wraps(training.train)
 def train(*arguments: Any, **settings: Any) -> Run:
-    """Learn a prior by any method (documented in `mri_ambient.training.train`)."""
-    return (train_em if settings.get("method") == "em" else training.train)(*arguments, **settings)
+    """Learn a prior by any method (see `mri_ambient.training.train`), with a page ``report.html`` in `out`."""
+    page = Paging(Path(settings.get("out", "")), settings.pop("reporter", None) or Silent())
+    try:
+        run = (train_em if settings.get("method") == "em" else training.train)(*arguments, **settings, reporter=page)
+    except KeyboardInterrupt:
+        page.update()
+        raise
+    page.update()
+    return run
 
 
 def train_em(

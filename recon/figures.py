@@ -1,26 +1,21 @@
-"""Pictures of reconstructions: comparison panels and curves as PNG, and an HTML report in one file.
+"""Pictures of reconstructions: comparison panels and curves as PNG.
 
 In a panel all images share one scale (black is 0, white the 99.9th percentile of the reference or, without one, of all
 images together), all error maps show ``error_scale * |image - reference|`` on that same scale, and standard deviations
 are magnified by the same factor. So a standard deviation and the error it predicts can be compared by eye.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .export import NOTICE, replacing
-from .result import Reconstruction
+from .writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-MAX_SLICES = 24  # in a report, evenly spread, so that a browser can hold it
 
 
 def panel(
@@ -177,103 +172,3 @@ def curves(
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     return Path(path)
-
-
-def html_report(path: str | Path, reconstruction: Reconstruction, zero_filled: Any = None) -> Path:
-    """Write one HTML file with the slices, their error bars, the zero-filled images and the settings.
-
-    The file needs nothing else: pictures are embedded. Of a large volume, `MAX_SLICES` slices are shown.
-
-    Parameters
-    ----------
-    path : str or Path
-        The ``.html`` file.
-    reconstruction : Reconstruction
-    zero_filled : array (slice, y, x), optional
-        For comparison, in the unit of the reconstruction.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    ValueError
-        If the shape of `zero_filled` is not that of the reconstruction.
-    InputError
-        If the file cannot be written.
-    """
-    from jinja2 import Environment
-
-    magnitude = reconstruction.magnitude.numpy()
-    columns = {"reconstruction": (magnitude, _white(magnitude), "gray")}
-    if zero_filled is not None:
-        plain = np.abs(np.asarray(zero_filled))
-        if plain.shape != magnitude.shape:
-            raise ValueError(f"zero-filled images {plain.shape} do not fit the reconstruction {magnitude.shape}")
-        columns = {"zero-filled": (plain, _white(magnitude), "gray"), **columns}
-    note = ""
-    if reconstruction.std is not None:
-        std = reconstruction.std.numpy()
-        columns["standard deviation"] = (std, _white(std), "inferno")
-        share = _white(std) / _white(magnitude)
-        note = f"The standard deviation is drawn from 0 to {share:.2%} of white in the images."
-    slices = np.unique(np.linspace(0, len(magnitude) - 1, MAX_SLICES).round().astype(int)).tolist()
-    rows = [(i, [_embedded(volume[i], white, colours) for volume, white, colours in columns.values()]) for i in slices]
-    attributes = {key: value for key, value in reconstruction.attributes.items() if value is not None}
-    found = attributes.pop("chi_square_acquired", [])
-    fits = {
-        i: f"χ² = {value:.2f}" for i, value in enumerate(found) if value is not None and len(found) == len(magnitude)
-    }
-    template = Environment(autoescape=True).from_string(_TEMPLATE)
-    text = template.render(
-        name=reconstruction.name, titles=list(columns), rows=rows, total=len(magnitude), note=note, notice=NOTICE,
-        width=max(160, min(320, magnitude.shape[-1])),
-        verdict=attributes.pop("verdict", ""), fits=fits, settings=attributes,
-    )  # fmt: skip
-    with replacing(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Path(path)
-
-
-def _embedded(image: np.ndarray, white: float, colours: str) -> str:
-    """An image as the text of a PNG data URI, one pixel a pixel."""
-    from matplotlib.image import imsave
-
-    buffer = BytesIO()
-    imsave(buffer, image / white, cmap=colours, vmin=0, vmax=1, format="png")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{{ name }}</title>
-<style>
-body { font-family: sans-serif; margin: 2em; background: #fff; color: #111; }
-td, th { padding: 2px 8px; text-align: left; font-weight: normal; vertical-align: top; }
-.settings th { color: #555; }
-.verdict { font-weight: bold; }
-.slices img { width: {{ width }}px; display: block; }
-</style>
-</head>
-<body>
-<h1>{{ name }}</h1>
-<p><strong>{{ notice }}</strong></p>
-{% if verdict %}<p class="verdict">{{ verdict }}</p>
-{% endif -%}
-<table class="settings">
-{% for key, value in settings.items() %}<tr><th>{{ key }}</th><td>{{ value }}</td></tr>
-{% endfor %}</table>
-<p>{{ rows | length }} of {{ total }} slices. {{ note }}</p>
-<table class="slices">
-<tr><th></th>{% for title in titles %}<th>{{ title }}</th>{% endfor %}</tr>
-{% for index, pictures in rows %}<tr><th>{{ index }}<br>{{ fits[index] }}</th>{% for picture in pictures -%}
-<td><img src="data:image/png;base64,{{ picture }}" alt="{{ titles[loop.index0] }}, slice {{ index }}"></td>
-{%- endfor %}</tr>
-{% endfor %}</table>
-</body>
-</html>
-"""

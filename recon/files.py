@@ -8,11 +8,11 @@ made from it.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mri_ambient.allocator import keep_freed_memory
@@ -21,17 +21,33 @@ from mri_ambient.inspection import MASK_SOURCES
 from mri_ambient.prior import DEFAULT_PRIOR, Prior
 from mri_ambient.readers import examine
 from mri_ambient.recon.consistency import Check
+from mri_ambient.recon.dicom import NO_SOURCE_OF_IDENTITY, write_dicom
+from mri_ambient.recon.dicom_template import Template
 from mri_ambient.recon.evaluation import SUFFIX
-from mri_ambient.recon.export import write_dicom, write_nifti, write_png
-from mri_ambient.recon.figures import html_report
+from mri_ambient.recon.export import write_cfl, write_nifti, write_png
 from mri_ambient.recon.meter import Meter, counted, duration
-from mri_ambient.recon.pipeline import LEARNED, SAMPLED, Reconstructor, Settings, open_prior, undersample
+from mri_ambient.recon.parametric_map import WITHOUT, has_parametric_maps
+from mri_ambient.recon.pipeline import (
+    LEARNED,
+    SAMPLED,
+    Reconstructor,
+    Settings,
+    SliceResult,
+    open_prior,
+    undersample,
+)
 from mri_ambient.recon.places import check_folder, find_scans, output_folders, result_stem
+from mri_ambient.recon.report import ReportWriter
 from mri_ambient.recon.result import ReconstructionWriter, image_geometry, load_reconstruction
 from mri_ambient.scan import Scan, scan_of
 from mri_ambient.training import Reporter, Silent, choose_device
 
-_WRITERS = {"nifti": (".nii.gz", write_nifti), "dicom": ("_dicom", write_dicom), "png": (".png", write_png)}
+_WRITERS = {
+    "nifti": (".nii.gz", write_nifti),
+    "dicom": ("_dicom", write_dicom),
+    "cfl": (".cfl", write_cfl),
+    "png": (".png", write_png),
+}
 FORMATS = ("h5", *_WRITERS)
 
 
@@ -51,6 +67,10 @@ class FileSettings:
         Of `FORMATS`; "h5" is written in any case.
     report : bool
         Write an HTML report, which compares with the zero-filled images.
+    template : Template or None
+        DICOM series of the same slices, whose geometry the format "dicom" takes over.
+    keep_identity : bool
+        Take over its patient and study, too.
     """
 
     accel: float | None = None
@@ -58,11 +78,17 @@ class FileSettings:
     noise_std: float | None = None
     formats: tuple[str, ...] = ("h5",)
     report: bool = False
+    template: Template | None = None
+    keep_identity: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown:
             raise InputError(f"The format {unknown[0]!r} is not one of {', '.join(FORMATS)}.")
+        if self.template is not None and "dicom" not in self.formats:
+            raise InputError("A template is for DICOM files: add the format dicom.")
+        if self.keep_identity and self.template is None:
+            raise InputError(NO_SOURCE_OF_IDENTITY)
 
 
 def reconstruct_files(
@@ -164,14 +190,19 @@ def reconstruct_file(
     stem = f"{result_stem(path)}{SUFFIX}"
     _check_dicom(folder, stem, files)
     scan, facts = _open(path, settings, files)
+    if files.template is not None:
+        files.template.fit((scan.shape[0], *scan.recon_size), image_geometry(scan)[1])
     check_folder(folder, _bytes_needed(scan, settings))
     reconstructor = Reconstructor(scan, prior, settings, files.noise_std, device)
     meter = Meter(reporter, reconstructor)
     for line in _preview(reconstructor, facts):
         reporter.say(line)
+    if "dicom" in files.formats and settings.method in SAMPLED and not has_parametric_maps():
+        reporter.say(f"  {WITHOUT}")
     result = folder / f"{stem}.h5"
-    attributes, zero_filled = _write(reconstructor, result, meter, files.report)
-    written = [result, *_derive(result, folder / stem, files, zero_filled)]
+    report = _report(scan, folder / f"{stem}.html", facts) if files.report else None
+    attributes = _write(reconstructor, result, meter, report)
+    written = [result, *_derive(result, folder / stem, files), *([report.path] if report else [])]
     reporter.say(f"  {', '.join(map(str, written))} in {duration(meter.seconds)}")
     return {"scan": str(path), "files": [str(name) for name in written], **attributes, **facts}
 
@@ -239,16 +270,19 @@ def _preview(reconstructor: Reconstructor, facts: dict[str, Any]) -> Iterator[st
         yield f"  method {settings.method}"
 
 
-def _write(
-    reconstructor: Reconstructor, path: Path, meter: Meter, compare: bool
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Reconstruct into an HDF5 file; returns its attributes and, if asked to, zero-filled magnitudes (slice, y, x)."""
+def _report(scan: Scan, path: Path, facts: dict[str, Any]) -> ReportWriter:
+    voxel, affine = image_geometry(scan)
+    report = ReportWriter(path, scan.shape[0], name=scan.name, voxel_size=voxel, affine=affine)
+    report.attributes |= facts
+    return report
+
+
+def _write(reconstructor: Reconstructor, path: Path, meter: Meter, report: ReportWriter | None) -> dict[str, Any]:
+    """Reconstruct into an HDF5 file and, if there is one, a report; returns the attributes."""
     scan = reconstructor.scan
     voxel, affine = image_geometry(scan)
-    comparison = copy.copy(reconstructor)
-    comparison.settings = Settings("zero-filled")
-    zero_filled = np.zeros((scan.shape[0], *scan.recon_size), np.float32) if compare else None
     with (
+        report or nullcontext(),
         ReconstructionWriter(path, scan.shape[0], name=scan.name, voxel_size=voxel, affine=affine) as writer,
         meter.watch(),
     ):
@@ -260,14 +294,26 @@ def _write(
             writer.write(result.index, result.mean, result.std, result.samples, result.sensitivity_maps)
             results.append(result.without_images())
             meter.finished(number + 1)
-            if zero_filled is not None:
-                zero_filled[number] = comparison.slice(number).mean.abs().numpy()
+            if report is not None:
+                _add_to_report(report, result, reconstructor)
         writer.attributes.update(reconstructor.attributes(results, meter.seconds))
         attributes = dict(writer.attributes)
+        if report is not None:
+            report.attributes |= attributes
     if attributes["empty_slices"]:
         numbers = ", ".join(map(str, attributes["empty_slices"]))
         meter.reporter.say(f"  without signal, written as zero: slices {numbers}")
-    return attributes, zero_filled
+    return attributes
+
+
+def _add_to_report(report: ReportWriter, result: SliceResult, reconstructor: Reconstructor) -> None:
+    """The slice beside its zero-filled image; the middle one with its coil sensitivities."""
+    comparison = copy.copy(reconstructor)
+    comparison.settings = Settings("zero-filled", keep_maps=True)
+    plain = comparison.slice(result.index)
+    report.write(result.index, result.mean, result.std, result.samples, plain.mean)
+    if result.index == report.slices // 2:
+        report.draw_acquisition(result.index, reconstructor.scan.mask, plain.sensitivity_maps)
 
 
 def _checked(check: Check) -> str:
@@ -278,16 +324,17 @@ def _checked(check: Check) -> str:
     return f"{check.verdict} Slices {numbers}; error bars multiplied by {check.std_factor:.2f}."
 
 
-def _derive(result: Path, base: Path, files: FileSettings, zero_filled: np.ndarray | None) -> Iterator[Path]:
-    """Other formats and the report, from the finished file."""
+def _derive(result: Path, base: Path, files: FileSettings) -> Iterator[Path]:
+    """Other formats, from the finished file."""
     names = [name for name in _WRITERS if name in files.formats]
-    if not names and not files.report:
+    if not names:
         return
     reconstruction = load_reconstruction(result)
     for name in names:
         ending, write = _WRITERS[name]
         path = base.with_name(base.name + ending)
-        write(reconstruction, path)
+        if name == "dicom":
+            write_dicom(reconstruction, path, files.template, files.keep_identity)
+        else:
+            write(reconstruction, path)
         yield path
-    if files.report:
-        yield html_report(base.with_name(base.name + ".html"), reconstruction, zero_filled)

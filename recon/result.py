@@ -14,7 +14,8 @@ dataset                     shape                     type
 ``reconstruction_complex``  (slice, y, x)             complex64  the estimate
 ``std``                     (slice, y, x)             float32    only where the method gives an error bar
 ``samples``                 (slice, sample, y, x)     complex64  optional
-``sensitivity_maps``        (slice, coil, y, x)       complex64  optional; of the full field of view
+``sensitivity_maps``        (slice, coil, y, x)       complex64  optional; of the full field of view; of two sets
+                                                              (attribute ``map_sets``) side by side along x
 ==========================  ========================  =========  ==================================================
 
 Everything else is an attribute of the file: ``name``, ``voxel_size`` in mm and ``affine`` along (slice, y, x), and the
@@ -147,14 +148,19 @@ class Reconstruction:
         half = float(student.ppf((1 + level) / 2, samples - 1)) * self.std
         return (self.magnitude - half).clamp_min(0), self.magnitude + half
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, template: str | Path | None = None, keep_identity: bool = False) -> Path:
         """Write to the format that the name asks for; what is there is replaced, except for a folder with files in it.
 
         Parameters
         ----------
         path : str or Path
             ``x.h5`` (everything), ``x.nii`` or ``x.nii.gz`` (magnitude, and the error bar as ``x_std.nii.gz``),
-            ``x.png`` (all slices as a grid), or a name without an ending for a folder of DICOM files.
+            ``x.cfl`` (complex, with ``x.hdr``, and ``x_std.cfl``), ``x.png`` (all slices as a grid), or a name without
+            an ending for a folder of DICOM files (`mri_ambient.recon.dicom`).
+        template : str or Path, optional
+            For DICOM: folder of a series of the same slices, from which geometry and sequence are copied.
+        keep_identity : bool
+            Copy patient and study from the template, too.
 
         Returns
         -------
@@ -164,11 +170,13 @@ class Reconstruction:
         Raises
         ------
         InputError
-            If the ending is not one of these or the file cannot be written. No partial file is left behind.
+            If the ending is not one of these, the template does not fit, or the file cannot be written. No partial
+            file is left behind.
         """
+        from .dicom_template import open_template
         from .export import export
 
-        return export(self, Path(path))
+        return export(self, Path(path), None if template is None else open_template(template), keep_identity)
 
 
 class ReconstructionWriter:
@@ -358,6 +366,14 @@ def image_geometry(scan: Scan) -> tuple[tuple[float, float, float] | None, np.nd
     cut = [full // 2 - kept // 2 for full, kept in zip(scan.shape[2:], scan.recon_size, strict=True)]
     affine[:3, 3] += affine[:3, 1:3] @ cut
     return voxel, affine
+
+
+def voxel_size_of(reconstruction: Reconstruction) -> tuple[float, float, float]:
+    """Distance of voxels in mm along (slice, y, x): of the affine, else as given, else 1."""
+    if reconstruction.affine is None:
+        return reconstruction.voxel_size or (1.0, 1.0, 1.0)
+    slice_mm, y_mm, x_mm = np.linalg.norm(reconstruction.affine[:3, :3], axis=0)
+    return float(slice_mm), float(y_mm), float(x_mm)
 
 
 def _numpy(x: Any, dtype: torch.dtype) -> np.ndarray | None:

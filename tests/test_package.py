@@ -49,7 +49,8 @@ def wheel(tmp_path_factory) -> Iterator[zipfile.ZipFile]:
 class TestWheel:
     def test_holds_the_package_and_nothing_else(self, wheel):
         files = {name for name in wheel.namelist() if ".dist-info/" not in name}
-        expected = {name for name, _ in package_files(".py", "py.typed", ".yaml", ".safetensors")}
+        endings = (".py", "py.typed", ".yaml", ".safetensors", ".html", ".css", ".js", ".svg")
+        expected = {name for name, _ in package_files(*endings)}
         assert files == expected | {"mri_ambient/data_specs/README.md"}
 
     def test_every_folder_with_modules_is_a_package(self):

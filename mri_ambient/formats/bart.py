@@ -92,6 +92,30 @@ def examine(path: Path, part: str = "") -> ScanFile:
     return ScanFile(header, specification, source, source.shape, sampling, "zeros", layout, part=label)
 
 
+def write_cfl_pair(data: Path, header: Path, array: NDArray[Any], axes: tuple[str, ...]) -> None:
+    """Write an array as a pair of files, directly under their names.
+
+    Parameters
+    ----------
+    data, header : Path
+        The ``.cfl`` and the ``.hdr`` file.
+    array : ndarray
+        Stored as single-precision complex numbers.
+    axes : tuple of str
+        Names of its axes, of those in the specification and in their order there; all others get length 1.
+
+    Raises
+    ------
+    OSError
+        If they cannot be written.
+    """
+    names = load_specification("bart").datasets["kspace"].axes[0]
+    sizes = dict(zip(axes, array.shape, strict=True))
+    dimensions = " ".join(str(sizes.get(name, 1)) for name in names)
+    header.write_text(f"{_SIGNATURE.decode()}\n{dimensions}\n", encoding="ascii")
+    data.write_bytes(array.astype("<c8").tobytes(order="F"))
+
+
 def _dimensions(header: Path, count: int) -> tuple[int, ...]:
     with header.open("rb") as file:
         lines = file.read(4096).decode("ascii", "replace").splitlines()

@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from mri_ambient.errors import InputError
 from mri_ambient.formats.base import ScanFile, open_raw
-from mri_ambient.formats.readouts import Numbers, Readouts, assemble
+from mri_ambient.formats.placement import Directions, placed
+from mri_ambient.formats.readouts import Numbers, Readouts, ReadoutSource, assemble
 from mri_ambient.header import Header
 from mri_ambient.specification import load_specification
 
 _PROTOCOLS = (b"Config", b"Dicom", b"Meas", b"Phoenix", b"Spice")  # names that the first part of a protocol can have
 _MOST = 64  # measurements of a file
 _TRAJECTORIES = {1: "cartesian", 2: "radial", 4: "spiral", 8: "blade"}
+_ROUNDING = 1e-2  # of the length of a quaternion
 _OVERSAMPLING = 2.0  # where the protocol does not say
 
 
@@ -65,7 +67,8 @@ def examine(path: Path, part: str = "") -> ScanFile:
     readouts = [_with_dwell(own, found) for own, found in zip(measured, protocol, strict=True)]
     noisy = [own.at(own.flagged(meaning.flags["noise"])) for own in readouts]
     noise = next(((own, fetch) for own in reversed(noisy) if len(own)), None)
-    return assemble(path, specification, readouts[-1], fetch, lambda number: headers[-1], part, noise)
+    found = assemble(path, specification, readouts[-1], fetch, lambda number: headers[-1], part, noise)
+    return placed(found, _directions(found, structures, modern), reverse=True)
 
 
 def _table(file: BinaryIO) -> list[tuple[int, int, bool]]:
@@ -106,8 +109,7 @@ def _read_blocks(file: BinaryIO, path: Path, entry: tuple[int, int, bool], size:
         raise InputError(f"{path} holds a measurement without readouts: export it again.")
     block = np.concatenate(heads)
     counter = block["Counter"]
-    place = block["SliceData"]["SlicePos"]
-    normal = _normal(block["SliceData"]["Quaternion"].astype(float))
+    place, _, _, normal = _places(block)
     return Readouts(
         flags=block["EvalInfoMask"].astype(np.uint64),
         counters={name: counter[field].astype(np.int64) for name, field in _counters().items()},
@@ -117,7 +119,7 @@ def _read_blocks(file: BinaryIO, path: Path, entry: tuple[int, int, bool], size:
         before=block["CutOff"]["Pre"].astype(np.int64),
         after=block["CutOff"]["Post"].astype(np.int64),
         dwell=np.zeros(len(block)),
-        along=np.sum(np.stack([place[name].astype(float) for name in ("Sag", "Cor", "Tra")], axis=-1) * normal, -1),
+        along=np.sum(place * normal, axis=-1),
         encoding=np.zeros(len(block), np.int64),
         address=np.array(address, np.int64),
     )
@@ -154,10 +156,33 @@ def _blocks(
         position += length
 
 
-def _normal(quaternion: Numbers) -> Numbers:
-    """Third column of the rotations of (..., 4) quaternions, real part first: the normal of the slice."""
+def _places(blocks: Numbers) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Positions in LPS millimetres, and directions of readout, phase encoding and slice, each (block, 3).
+
+    Quaternions have the real part first; the columns of their rotations are phase encoding, readout, slice.
+    """
+    place = blocks["SliceData"]["SlicePos"]
+    position = np.stack([place[name].astype(float) for name in ("Sag", "Cor", "Tra")], axis=-1)
+    quaternion = blocks["SliceData"]["Quaternion"].astype(float)
+    quaternion[np.abs(np.linalg.norm(quaternion, axis=-1) - 1) > _ROUNDING] = np.nan  # not filled in
     r, i, j, k = np.moveaxis(quaternion, -1, 0)
-    return np.stack([2 * (i * k + j * r), 2 * (j * k - i * r), 1 - 2 * (i**2 + j**2)], axis=-1)
+    phase = np.stack([1 - 2 * (j**2 + k**2), 2 * (i * j + k * r), 2 * (i * k - j * r)], axis=-1)
+    read = np.stack([2 * (i * j - k * r), 1 - 2 * (i**2 + k**2), 2 * (j * k + i * r)], axis=-1)
+    normal = np.stack([2 * (i * k + j * r), 2 * (j * k - i * r), 1 - 2 * (i**2 + j**2)], axis=-1)
+    return position, read, phase, normal
+
+
+def _directions(found: ScanFile, structures: Any, modern: bool) -> Directions:
+    """Of the first readout of every slice."""
+    assert isinstance(found.source, ReadoutSource)
+    structure = np.dtype(structures.Scan_header if modern else structures.VB17_header)
+    first = found.source.address[np.unique(found.source.index, return_index=True)[1]]
+    heads = []
+    with open_raw(found.path), found.path.open("rb") as file:
+        for address in first.tolist():
+            file.seek(address - (structure.itemsize if modern else 0))
+            heads.append(np.frombuffer(file.read(structure.itemsize), structure))
+    return Directions(*_places(np.concatenate(heads)))
 
 
 def _with_dwell(readouts: Readouts, protocol: dict[str, Any]) -> Readouts:

@@ -1,20 +1,17 @@
 """Scores of files against metrics of arrays; matching, cropping and errors; figures are read back."""
 
-import base64
 import json
-import re
 from io import BytesIO
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import torch
 
 from mri_ambient import metrics
 from mri_ambient.errors import InputError
 from mri_ambient.recon.evaluation import evaluate
-from mri_ambient.recon.figures import MAX_SLICES, html_report, panel
+from mri_ambient.recon.figures import panel
 from mri_ambient.recon.result import Reconstruction
 
 
@@ -167,26 +164,3 @@ def test_panel_shows_images_errors_and_spread(tmp_path):
 def test_panel_refuses(arguments, tmp_path):
     with pytest.raises(ValueError, match="panel"):
         panel(path=tmp_path / "x.png", **arguments)
-
-
-def test_report_is_one_file_with_pictures_and_settings(tmp_path):
-    ones, settings = torch.ones(2, 8, 6), {"method": "<posterior>", "seed": 3}
-    volume = Reconstruction(ones, std=0.1 * ones, attributes=settings, name="a & b")
-    path = html_report(tmp_path / "x.html", volume, 0.5 * np.ones((2, 8, 6)))
-    text = path.read_text()
-    assert "a &amp; b" in text
-    assert "&lt;posterior&gt;" in text
-    assert "Research use only" in text
-    assert not re.search(r"(src|href)=\"(?!data:)", text)
-    pictures = [picture(BytesIO(base64.b64decode(code))) for code in re.findall(r"base64,([^\"]+)", text)]
-    assert [image.shape for image in pictures] == [(8, 6, 3)] * 6
-    np.testing.assert_allclose(pictures[0], 0.5, atol=0.01)  # zero-filled, on the scale of the reconstruction
-    np.testing.assert_allclose(pictures[1], 1.0, atol=0.01)
-    assert "10.00% of white" in text
-
-
-def test_report_of_many_slices_stays_small(tmp_path):
-    text = html_report(tmp_path / "x.html", Reconstruction(torch.ones(100, 4, 4))).read_text()
-    assert text.count("<img") == MAX_SLICES
-    with pytest.raises(ValueError, match="do not fit"):
-        html_report(tmp_path / "x.html", Reconstruction(torch.ones(2, 4, 4)), np.ones((1, 4, 4)))

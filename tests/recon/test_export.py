@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -11,8 +14,9 @@ import pytest
 import torch
 
 from mri_ambient.errors import InputError
+from mri_ambient.operators import fft2c
 from mri_ambient.recon.result import Reconstruction, ReconstructionWriter, image_geometry, load_reconstruction
-from mri_ambient.scan import Scan
+from mri_ambient.scan import Scan, load_scan
 from mri_ambient.volumes import load_volume
 
 SHAPE = (3, 6, 5)
@@ -168,6 +172,8 @@ def fail(*args: object, **kwargs: object) -> None:
         ("x.nii.gz", "pathlib.Path.replace"),
         ("x.png", "matplotlib.image.imsave"),
         ("x.png", "pathlib.Path.replace"),
+        ("x.cfl", "pathlib.Path.write_bytes"),
+        ("x.cfl", "pathlib.Path.replace"),
         ("dicom", "pydicom.dataset.Dataset.save_as"),
         ("dicom", "pathlib.Path.replace"),
     ],
@@ -179,7 +185,23 @@ def test_a_full_disk_leaves_nothing_behind(name, target, volume, tmp_path, monke
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["x.h5", "x.nii.gz", "x.png", "dicom"])
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.cfl"])
+def test_files_that_belong_together_appear_together(name, volume, tmp_path, monkeypatch):
+    """What fails is the last one, when the others are in place already."""
+    plain, calls = Path.replace, []
+
+    def full(self: Path, target: Path) -> Path:
+        calls.append(target)
+        return fail() if "_std" in target.name and target.suffix != ".cfl" else plain(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(InputError, match=r"_std.*cannot be written"):
+        volume.save(tmp_path / name)
+    assert len(calls) > 1
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.nii.gz", "x.png", "x.cfl", "dicom"])
 def test_a_file_in_place_of_the_folder_is_said_in_one_sentence(name, volume, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
@@ -215,6 +237,8 @@ def test_nifti(ending, volume, tmp_path):
     volume.save(tmp_path / f"scan.1{ending}")
     assert files(tmp_path) == [f"scan.1{ending}", f"scan.1_std{ending}"]
     image, error = (nib.load(tmp_path / name) for name in files(tmp_path))
+    np.testing.assert_allclose(image.get_qform(coded=False), image.affine, atol=1e-5)
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 1)
     assert image.get_data_dtype() == np.float32
     np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), volume.magnitude.numpy().T)
     np.testing.assert_array_equal(error.get_fdata(dtype=np.float32), volume.std.numpy().T)
@@ -233,56 +257,50 @@ def test_nifti_without_position_says_so(tmp_path):
     assert header.get_zooms() == pytest.approx((0.7, 1.2, 4.0))
 
 
-def test_dicom_values_and_geometry(volume, tmp_path):
-    volume.save(tmp_path / "dicom")
-    for folder, expected in ((tmp_path / "dicom", volume.magnitude), (tmp_path / "dicom" / "std", volume.std)):
-        back = load_volume(folder)
-        np.testing.assert_allclose(back.magnitude, expected, atol=0.6 * float(expected.max()) / 65535)
-        np.testing.assert_allclose(back.affine, AFFINE, atol=1e-5)
-        assert back.patient is None
+def test_nifti_of_sheared_axes_has_no_rotation(volume, tmp_path):
+    """A qform is a rotation: readers that prefer it would place the voxels elsewhere."""
+    import nibabel as nib
+
+    sheared = AFFINE.copy()
+    sheared[0, 0] = 0.5
+    replace(volume, affine=sheared).save(tmp_path / "x.nii")
+    image = nib.load(tmp_path / "x.nii")
+    assert int(image.header["qform_code"]) == 0
+    np.testing.assert_allclose(image.affine, sheared[:, [2, 1, 0, 3]], atol=1e-5)
 
 
-def test_dicom_header(volume, tmp_path):
-    import pydicom
+class TestBart:
+    def test_pairs_in_the_order_of_its_dimensions(self, volume, tmp_path):
+        volume.save(tmp_path / "scan.1.cfl")
+        assert files(tmp_path) == ["scan.1.cfl", "scan.1.hdr", "scan.1_std.cfl", "scan.1_std.hdr"]
+        for name, expected in (("scan.1", volume.mean), ("scan.1_std", volume.std)):
+            lines = (tmp_path / f"{name}.hdr").read_text().splitlines()
+            assert lines == ["# Dimensions", "6 5 1 1 1 1 1 1 1 1 1 1 1 3 1 1"]
+            values = np.fromfile(tmp_path / f"{name}.cfl", "<c8").reshape(3, 5, 6)  # the first dimension is fastest
+            np.testing.assert_array_equal(values.transpose(0, 2, 1), expected.to(torch.complex64))
 
-    volume.save(tmp_path / "dicom")
-    paths = sorted((tmp_path / "dicom").rglob("*.dcm"))
-    datasets = [pydicom.dcmread(path) for path in paths]
-    assert [path.name for path in paths] == ["0001.dcm", "0002.dcm", "0003.dcm"] * 2
-    assert len({dataset.SOPInstanceUID for dataset in datasets}) == 6
-    assert len({dataset.SeriesInstanceUID for dataset in datasets}) == 2
-    assert len({dataset.StudyInstanceUID for dataset in datasets}) == 1
-    for dataset in datasets:
-        assert dataset.SOPClassUID == pydicom.uid.MRImageStorage == dataset.file_meta.MediaStorageSOPClassUID
-        assert dataset.SOPInstanceUID == dataset.file_meta.MediaStorageSOPInstanceUID
-        kinds = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
-        assert all(dataset[kind].value.is_valid for kind in kinds)
-        assert list(dataset.ImageType[:2]) == ["DERIVED", "SECONDARY"]
-        assert not any(dataset[tag].value for tag in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex"))
-        assert "Research use only" in dataset.ImageComments
-        assert "not known" not in dataset.ImageComments
-        assert dataset.DerivationDescription == "posterior from undersampled k-space with prior brain"
-    assert [dataset.InstanceNumber for dataset in datasets] == [1, 2, 3] * 2
-    assert list(datasets[0].PixelSpacing) == [1.2, 0.7]
+    def test_the_reader_of_k_space_understands_it(self, volume, tmp_path):
+        volume.save(tmp_path / "x.cfl")
+        np.testing.assert_array_equal(load_scan(tmp_path / "x").kspace[:, 0], volume.mean)
 
+    @pytest.mark.skipif(shutil.which("bart") is None, reason="BART is not installed")
+    @pytest.mark.parametrize("shape", [(1, 6, 5), (3, 7, 4)])
+    def test_bart_reads_it(self, shape, tmp_path):
+        def bart(*words: object) -> str:
+            done = subprocess.run(["bart", *map(str, words)], cwd=tmp_path, check=True, capture_output=True, text=True)
+            return done.stdout
 
-def test_dicom_without_position_says_so(tmp_path):
-    import pydicom
-
-    Reconstruction(torch.zeros(SHAPE)).save(tmp_path / "dicom")
-    dataset = pydicom.dcmread(tmp_path / "dicom" / "0002.dcm")
-    assert "orientation are not known" in dataset.ImageComments
-    assert "voxel size is not known" in dataset.ImageComments
-    assert list(dataset.ImagePositionPatient) == [0, 0, 1]
-    assert not dataset.pixel_array.any()
-
-
-def test_dicom_does_not_mix_with_other_files(volume, tmp_path):
-    (tmp_path / "empty").mkdir()
-    volume.save(tmp_path / "empty")
-    with pytest.raises(InputError, match="is not empty: name"):
-        volume.save(tmp_path / "empty")
-    assert len(files(tmp_path / "empty")) == 4
+        volume = Reconstruction(normal(*shape))
+        volume.save(tmp_path / "x.cfl")
+        assert f"{shape[1]} {shape[2]} 1 1" in " ".join(bart("show", "-m", "x").split())
+        bart("fft", "-u", 3, "x", "k")  # both dimensions of the plane, and no other
+        kspace = load_scan(tmp_path / "k").kspace[:, 0]
+        torch.testing.assert_close(kspace, fft2c(volume.mean), atol=1e-6, rtol=1e-5)
+        bart("fft", "-u", "-i", 3, "k", "back")
+        assert float(bart("nrmse", "x", "back")) < 1e-6
+        bart("slice", 13, shape[0] - 1, "x", "last")
+        last = np.array([complex(word.replace("i", "j")) for word in bart("show", "last").split()])
+        np.testing.assert_allclose(last.reshape(shape[2], shape[1]).T, volume.mean[-1], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("slices", "grid"), [(1, (1, 1)), (5, (2, 3))])
