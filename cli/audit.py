@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import Terminal, print_json, print_table
-from .options import DEVICE, PRECISION, QUIET, SEED
+from .options import DEVICE, JSON, PRECISION, PRIOR_ARGUMENT, QUIET, SEED
 
 if TYPE_CHECKING:
     from mri_ambient.recon.audit import Audit, Recovery
 
 
 def audit(
-    prior: Annotated[str, typer.Argument(help="Shipped name, file, or folder of a training run.", show_default=False)],
+    prior: PRIOR_ARGUMENT,
     data: Annotated[
         list[Path],
         typer.Option("--data", help="What it was trained on, as given to train; may be repeated.", show_default=False),
@@ -36,7 +36,7 @@ def audit(
     seed: SEED = 0,
     device: DEVICE = "auto",
     precision: PRECISION = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Is the prior memorising? Its samples and its denoising of training images, against images it never saw."""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .common import Stopped, Terminal, print_json
-from .options import DEVICE, MASKS, PRECISION, QUIET, RECON_METHODS, SEED
+from .completion import one_of, prior_names
+from .options import DEVICE, JSON, MASKS, PRECISION, QUIET, RECON_METHODS, SEED
 
 if TYPE_CHECKING:
     from mri_ambient.recon.benchmark import Benchmark
@@ -27,11 +28,19 @@ def benchmark(
     ],
     prior: Annotated[
         list[str] | None,
-        typer.Option(help="Shipped name, file, or folder of a training run; may be repeated.", show_default="brain"),
+        typer.Option(
+            help="Shipped name, file, or folder of a training run; may be repeated.",
+            show_default="brain",
+            autocompletion=prior_names,
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(RECON_METHODS)}, grappa; may be repeated.", show_default=", ".join(_METHODS)),
+        typer.Option(
+            help=f"{', '.join(RECON_METHODS)}, grappa; may be repeated.",
+            show_default=", ".join(_METHODS),
+            autocompletion=one_of((*RECON_METHODS, "grappa")),
+        ),
     ] = None,
     accel: Annotated[
         list[float] | None,
@@ -41,7 +50,9 @@ def benchmark(
     ] = None,
     mask: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(MASKS)}; may be repeated.", show_default=", ".join(_MASKS)),
+        typer.Option(
+            help=f"{', '.join(MASKS)}; may be repeated.", show_default=", ".join(_MASKS), autocompletion=one_of(MASKS)
+        ),
     ] = None,
     slices: Annotated[int, typer.Option(help="Of each scan, evenly spread.")] = 3,
     samples: Annotated[int, typer.Option(help="Posterior samples.")] = 8,
@@ -66,7 +77,7 @@ def benchmark(
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmark"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JSON = False,
     seed: SEED = 0,
     device: DEVICE = "auto",
     precision: PRECISION = "auto",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import print_json, print_table
+from .options import JSON
 
 if TYPE_CHECKING:
     from mri_ambient.recon.evaluation import Mean
@@ -17,7 +18,7 @@ def evaluate(
         list[Path],
         typer.Option("--target", help="Files with the truth, or folders of them; may be repeated.", show_default=False),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """PSNR, SSIM and NMSE of every volume (fastMRI definitions), and means with 95 % intervals over patients."""
     from mri_ambient.recon.evaluation import evaluate as evaluate_files

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from .common import print_json
+from .options import JSON
 
 
 def inspect(
     scan: Annotated[Path, typer.Argument(help="Scan file; of several scans in a file FILE#NAME.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """Describe a scan file and check all of it: sizes, coils, mask, noise, problems."""
     from mri_ambient.inspection import inspect_scan

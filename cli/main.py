@@ -21,7 +21,6 @@ app = typer.Typer(
     name="mri-ambient",
     cls=Commands,
     help="Learn a prior from undersampled MRI scans; reconstruct scans with it, with an error bar. Research use only.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

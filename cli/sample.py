@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from .common import Terminal
-from .options import DEVICE, PRECISION, QUIET, SEED
+from .common import Terminal, print_json
+from .options import DEVICE, JSON, PRECISION, PRIOR_ARGUMENT, QUIET, SEED
 
 
 def sample(
-    prior: Annotated[str, typer.Argument(help="Shipped name, file, or folder of a training run.", show_default=False)],
+    prior: PRIOR_ARGUMENT,
     count: Annotated[int, typer.Option(help="Number of images.")] = 16,
     matrix: Annotated[int, typer.Option(help="Rows and columns of an image.")] = 160,
     steps: Annotated[int, typer.Option(help="Noise levels, two network evaluations each.")] = 50,
@@ -18,14 +18,17 @@ def sample(
     seed: SEED = 0,
     device: DEVICE = "auto",
     precision: PRECISION = "auto",
+    as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Draw images from a prior, to see what it has learned: samples.h5 and a picture, samples.png."""
     from mri_ambient.recon.generation import generate_files
 
-    with Terminal(quiet=quiet) as terminal:
+    with Terminal(quiet=quiet, lines=not as_json) as terminal:
         done = generate_files(
             prior, out, count=count, matrix=matrix, steps=steps, seed=seed, device=device, precision=precision,
             reporter=terminal,
         )  # fmt: skip
         terminal.say(f"{', '.join(done['files'])}: {count} images of {matrix} x {matrix} from prior {done['prior']}")
+    if as_json:
+        print_json(done)

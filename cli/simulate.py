@@ -7,8 +7,8 @@ import typer
 
 from mri_ambient.errors import InputError
 
-from .common import Terminal
-from .options import ACCEL, MASK, QUIET, SEED, chosen_mask
+from .common import Terminal, print_json
+from .options import ACCEL, JSON, MASK, QUIET, SEED, chosen_mask
 
 
 def simulate(
@@ -24,6 +24,7 @@ def simulate(
     ] = None,
     seed: SEED = 0,
     out: Annotated[Path, typer.Option(help="Folder of the scan, which is named after the volume.")] = Path("simulated"),
+    as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Simulate a scan of a volume: random coil array, phase and noise, written in the fastMRI layout with its truth."""
@@ -45,6 +46,19 @@ def simulate(
     path = out / f"{scan.name}.h5"
     write_scan(scan, path)
     slices, coils, height, width = scan.shape
+    if as_json:
+        print_json(
+            {
+                "file": str(path),
+                "slices": slices,
+                "coils": coils,
+                "matrix": [height, width],
+                "acceleration": scan.acceleration,
+                "noise_std": scan.noise_std,
+                "seed": seed,
+            }
+        )
+        return
     with Terminal(quiet=quiet) as terminal:
         size = f"{counted(slices, 'slice')}, {counted(coils, 'coil')}, {height} x {width}"
         terminal.say(f"{path}: {size}, R = {scan.acceleration:.3g}")

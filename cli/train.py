@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Stopped, Terminal
-from .options import DEVICE, MASKS, PRECISION, PRESETS, QUIET, SEED, TRAINING_METHODS
+from .common import Stopped, Terminal, print_json
+from .completion import one_of, prior_names
+from .options import DEVICE, JSON, MASKS, PRECISION, PRESETS, QUIET, SEED, TRAINING_METHODS
 
 
 def train(
@@ -25,13 +26,18 @@ def train(
             show_default="4",
         ),
     ] = None,
-    mask: Annotated[str, typer.Option(help=f"Pattern of that: {', '.join(MASKS)}.")] = "random",
-    method: Annotated[str, typer.Option(help=f"{', '.join(TRAINING_METHODS)}.")] = "ambient",
+    mask: Annotated[
+        str, typer.Option(help=f"Pattern of that: {', '.join(MASKS)}.", autocompletion=one_of(MASKS))
+    ] = "random",
+    method: Annotated[
+        str, typer.Option(help=f"{', '.join(TRAINING_METHODS)}.", autocompletion=one_of(TRAINING_METHODS))
+    ] = "ambient",
     variant: Annotated[
         str,
         typer.Option(
             help="ambient, ssdu: weighted, published; bootstrap: undersampled, clean.",
             show_default="the first of these",
+            autocompletion=one_of(("weighted", "published", "undersampled", "clean")),
         ),
     ] = "",
     view: Annotated[
@@ -40,9 +46,13 @@ def train(
     views: Annotated[
         list[str] | None, typer.Option(help="bootstrap: priors of views to compose; may be repeated.")
     ] = None,
-    preset: Annotated[str, typer.Option(help=f"Size of the network: {', '.join(PRESETS)}.")] = "small",
+    preset: Annotated[
+        str, typer.Option(help=f"Size of the network: {', '.join(PRESETS)}.", autocompletion=one_of(PRESETS))
+    ] = "small",
     images: Annotated[int, typer.Option(help="Training length, in examples.")] = 60_000,
-    init: Annotated[str | None, typer.Option(help="Prior to start from.", show_default="none")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Prior to start from.", show_default="none", autocompletion=prior_names)
+    ] = None,
     laps: Annotated[
         int | None, typer.Option(help="em: how often to draw and learn, --images each.", show_default="1")
     ] = None,
@@ -67,6 +77,7 @@ def train(
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network (torch.compile).")] = False,
     seed: SEED = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")] = False,
+    as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Learn a prior from undersampled scans. The same command continues a run that was stopped."""
@@ -78,14 +89,18 @@ def train(
     }  # fmt: skip
     folder = out or Path("runs") / f"{method}-r{'-'.join(f'{a:g}' for a in accelerations)}"
     if dry_run:
-        from .dry_run import dry_run as show
+        from .dry_run import make_plan, print_plan
 
-        show(data or [], validation or [], folder, settings, device, precision)
+        plan = make_plan(data or [], validation or [], folder, settings, device, precision)
+        if as_json:
+            print_json(plan)
+        elif not quiet:
+            print_plan(plan)
         return
     from mri_ambient.recon.em import train as run_training
 
     try:
-        with Terminal(quiet=quiet) as terminal:
+        with Terminal(quiet=quiet, lines=not as_json) as terminal:
             run = run_training(
                 data or [], out=folder, validation=validation or [], device=device, precision=precision,
                 compile=compile, reporter=terminal, **settings,
@@ -93,3 +108,5 @@ def train(
             terminal.say(f"{run.prior}: use it with mri-ambient recon SCAN --prior {run.folder}")
     except KeyboardInterrupt as interruption:
         raise Stopped(f"Stopped; the same command continues the run in {folder}.") from interruption
+    if as_json:
+        print_json({"folder": str(run.folder), "prior": str(run.prior), "card": run.card})

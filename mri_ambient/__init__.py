@@ -12,12 +12,15 @@ _LAZY = {
     "Prior": "mri_ambient.prior",
     "Reconstruction": "mri_ambient.recon.result",
     "Scan": "mri_ambient.scan",
+    "from_deepinv": "mri_ambient.interop",
     "load_prior": "mri_ambient.prior",
     "load_scan": "mri_ambient.scan",
     "load_scans": "mri_ambient.scan",
     "load_volume": "mri_ambient.volumes",
     "reconstruct": "mri_ambient.recon.pipeline",
     "simulate_scan": "mri_ambient.simulate",
+    "to_deepinv": "mri_ambient.interop",
+    "to_sigpy": "mri_ambient.interop",
     "train": "mri_ambient.recon.em",
     "write_scan": "mri_ambient.scan",
 }
@@ -26,17 +29,21 @@ __all__ = [
     "Reconstruction",
     "Scan",
     "__version__",
+    "from_deepinv",
     "load_prior",
     "load_scan",
     "load_scans",
     "load_volume",
     "reconstruct",
     "simulate_scan",
+    "to_deepinv",
+    "to_sigpy",
     "train",
     "write_scan",
 ]
 
 if TYPE_CHECKING:
+    from mri_ambient.interop import from_deepinv, to_deepinv, to_sigpy
     from mri_ambient.prior import Prior, load_prior
     from mri_ambient.recon.em import train
     from mri_ambient.recon.pipeline import reconstruct

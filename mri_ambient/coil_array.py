@@ -2,7 +2,7 @@
 
 By reciprocity a receive coil is as sensitive to a spin as its transverse field per unit current,
 S ~ B_x - i B_y with B0 along z. Loops of radius b sit in rings on an elliptical former around the head and their field
-is the law of Biot and Savart, summed over short wire segments,
+is the law of Biot and Savart, summed over short wire segments::
 
     B(r) ~ sum_k dl_k x (r - r_k) / (|r - r_k|^2 + a^2)^{3/2},
 

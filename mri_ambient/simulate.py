@@ -1,11 +1,11 @@
 """Multi-coil k-space from magnitude volumes, with a known truth.
 
-Per slice the measurement is
+Per slice the measurement is::
 
     y_c = M (F S_c x + n_c),      x = |x| e^{i phi},      n ~ N(0, s^2) per real and per imaginary component,
 
-with F the centred orthonormal Fourier transform, M the sampling mask and maps with sum_c |S_c|^2 = 1. The magnitude |x|
-comes from a volume, the phase phi is a random smooth field, and the maps are those of a random receive array
+with F the centred orthonormal Fourier transform, M the sampling mask and maps with ``sum_c |S_c|^2 = 1``. The magnitude
+``|x|`` comes from a volume, the phase phi is a random smooth field, and the maps are those of a random receive array
 (`mri_ambient.coil_array`).
 
 *Resolution.* A volume is brought to another matrix as the scanner would: the field of view is extended by empty space

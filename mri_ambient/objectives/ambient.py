@@ -7,8 +7,8 @@ A measured scan ``y`` (lines :math:`\Omega`, noise :math:`\sigma_n`) is undersam
 and the network sees only :math:`z = \tilde A^H \tilde y`. Its output is compared with the measurement in k-space:
 
 * on held-out lines :math:`\Omega \setminus \tilde\Omega` with ``y`` itself, whose noise never entered the input,
-weighted by
-  :math:`w_j = 1 / P(j \in \Omega \mid \tilde\Omega)`; then the expected loss is the *image* error (up to a constant);
+  weighted by :math:`w_j = 1 / P(j \in \Omega \mid \tilde\Omega)`; then the expected loss is the *image* error (up to
+  a constant);
 * on input lines with :math:`t = y - \sigma_n^2 / \sqrt{s^2 - \sigma_n^2}\, e`, whose expectation given
   the input is the noise-free line. Its variance grows as ``s`` approaches the noise, hence the factor
   :math:`(1 - \sigma_n^2 / s^2)^2`.

@@ -31,6 +31,18 @@ def test_help(run, words):
     assert result.stderr == ""
 
 
+def parameters(command: str) -> set[str]:
+    (found,) = [entry.callback for entry in app.registered_commands if entry.name == command]
+    return set(inspect.signature(found).parameters)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_reports_as_json_and_can_be_silent(command):
+    assert "as_json" in parameters(command)
+    only_answers = {"inspect", "evaluate", "priors"}  # and show no progress
+    assert ("quiet" in parameters(command)) == (command not in only_answers)
+
+
 def test_help_does_not_load_torch():
     lines = ["import sys", "from mri_ambient.cli.main import app"]
     for words in ([], *([name] for name in COMMANDS)):

@@ -25,6 +25,13 @@ class TestSimulate:
         assert scan.acceleration == pytest.approx(2, rel=0.1)
         assert scan.target.shape == (2, 32, 32)
 
+    def test_json(self, run, nifti, tmp_path):
+        result = run("simulate", nifti, "--accel", 2, "--seed", 3, "--coils", 2, "--out", tmp_path, "--json")
+        found = json.loads(result.stdout)
+        scan = load_scan(found["file"])
+        assert (found["slices"], found["coils"], *found["matrix"]) == scan.shape
+        assert (found["acceleration"], found["noise_std"], found["seed"]) == (scan.acceleration, 0.02, 3)
+
     def test_fully_sampled_by_default(self, run, nifti, tmp_path):
         assert run("simulate", nifti, "--out", tmp_path, "--quiet").output == ""
         assert load_scan(tmp_path / "head.h5").acceleration == 1
@@ -159,3 +166,12 @@ class TestDemo:
         settings = Settings(samples=2, steps=10)  # the demo's own take minutes on two cores
         result = run_demo(tmp_path, settings=settings)
         assert result["psnr"] > result["psnr_zero_filled"] + 3
+
+    def test_json(self, run, tmp_path, monkeypatch):
+        def stand_in(out, reporter):
+            reporter.say("a line that would spoil the JSON")
+            return {"psnr": 30.0, "files": [str(out)]}
+
+        monkeypatch.setattr("mri_ambient.recon.demo.run_demo", stand_in)
+        found = json.loads(run("demo", "--out", tmp_path, "--json").stdout)
+        assert found == {"psnr": 30.0, "files": [str(tmp_path)]}

@@ -40,6 +40,11 @@ class TestSample:
         assert attributes["prior_hash"] == load_prior(tiny_prior).hash
         assert set(json.loads(attributes["versions"])) == {"mri-ambient", "torch"}
 
+    def test_json(self, sample, tmp_path):
+        found = json.loads(sample("--json").stdout)
+        assert found["files"] == [str(tmp_path / "out" / name) for name in ("samples.h5", "samples.png")]
+        assert (found["prior"], found["count"], found["matrix"]) == ("tiny", 2, 24)
+
     def test_the_seed_alone_decides(self, sample, tmp_path):
         def images(*words):
             assert sample("--quiet", *words).output == ""

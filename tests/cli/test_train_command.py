@@ -6,6 +6,7 @@ import pytest
 from cli_checks import files_in, one_line
 
 from mri_ambient import training
+from mri_ambient.cli.dry_run import print_plan
 from mri_ambient.config import TrainConfig
 from mri_ambient.prior import load_prior
 
@@ -41,7 +42,9 @@ def test_folder_is_named_after_method_and_acceleration(run, wide_scan, tmp_path,
 
 def test_volumes_are_simulated_as_asked(train, nifti, tmp_path):
     words = ["--method", "supervised", "--images", 8, "--coils", 3, "--noise", 0.05]
-    train(nifti, *words, "--matrix", 104, "--matrix", 100, "--validation", nifti)
+    result = train(nifti, *words, "--matrix", 104, "--matrix", 100, "--validation", nifti, "--json")
+    found = json.loads(result.stdout)
+    assert (found["prior"], found["card"]["images"]) == (str(tmp_path / "run" / "prior.safetensors"), 8)
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (settings["coils"], settings["noise"], settings["matrices"]) == (3, 0.05, [104, 100])
     prepared = json.loads((tmp_path / "run" / "data" / "00000.json").read_text())
@@ -92,8 +95,31 @@ class TestDryRun:
         assert lines["data"] == "2 sources: 1 k-space file, 1 volume to simulate scans from"
         assert lines["validation"].startswith("1 source: ")
         assert "parameters, cpu, float32" in lines["network"]
+        assert lines["first"].startswith(
+            "head: 2 slices, 8 coils, 112 x 104, fully sampled, to be undersampled at R = 3 "
+        )
+        assert lines["first"].endswith("(random), noise 0.02")
         assert lines["time"].startswith("14 steps of 6 images, about ")
+        assert " GB in all; on disk " in lines["memory"]
         assert files_in(tmp_path) == []
+
+    def test_json_knows_the_data(self, train, scan, wide_scan, capsys):
+        plan = json.loads(train(scan, "--dry-run", "--json", "--images", 80).stdout)
+        assert plan["first"] == {
+            **{"name": "scan", "slices": 2, "coils": 4, "matrix": [48, 40], "noise_std": 0.01},
+            "acceleration": pytest.approx(2, rel=0.1),
+        }
+        assert plan["settings"] == json.loads(TrainConfig(preset="tiny", images=80).to_json())
+        assert plan["training_seconds"] == pytest.approx(14 * plan["step_seconds"])
+        assert plan["data"] == {"sources": 1, "kspace_files": 1, "volumes": 0}
+        more = json.loads(train(scan, "--validation", wide_scan, "--dry-run", "--json", "--images", 80).stdout)
+        assert more["disk_bytes"] == 2 * plan["disk_bytes"]  # twice as many slices
+        assert 1e8 < plan["memory_bytes"] < 1e11
+        print_plan(plan)
+        assert "scan: 2 slices, 4 coils, 48 x 40, R = 2 as acquired, noise 0.01" in capsys.readouterr().out
+
+    def test_quiet(self, train, scan):
+        assert train(scan, "--dry-run", "--quiet").output == ""
 
     def test_phantoms(self, train):
         assert "built-in phantoms" in train("--dry-run", "--method", "supervised").stdout
