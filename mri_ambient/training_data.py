@@ -22,9 +22,7 @@ from mri_ambient.streams import stream
 
 PHANTOMS = 40  # volumes of the embedded population
 PHANTOM_SLICES, PHANTOM_SHAPE = 12, (160, 160)
-# Weight of the 1-norm of the first reconstructions: so many noise standard deviations, and so many times its square in
-# prior units. PSNR on patient 01, R = 4: docs/research-log.md.
-LIGHT, NOISY = 0.25, 6.0
+LIGHT, NOISY = 0.25, 25.0  # weight of the first reconstructions' 1-norm, over the noise; docs/research-log.md
 
 
 def begin(
@@ -151,10 +149,10 @@ def _prepared(
 def first_reconstruction(item: PreparedSlice) -> Tensor:
     """The classical reconstruction that ambient training starts from: L1-wavelet.
 
-    Lightly regularised, as blur is harder to unlearn than undersampling, but with more than a few percent of noise the
-    best weight grows faster than the noise: what is left of it would be learned as anatomy.
+    Lightly regularised, as blur is harder to unlearn than undersampling; but with noise of more than a tenth of the
+    tissue's intensity the weight grows faster than the noise: what is left of it would be learned as anatomy.
     """
     from mri_ambient.operators.classical import l1_wavelet
 
-    weight = max(LIGHT, NOISY * item.noise_std) * item.noise_std
+    weight = max(LIGHT, NOISY * item.noise_std**2) * item.noise_std
     return l1_wavelet(item.kspace, item.operator, regularisation=weight, iterations=20)
