@@ -146,13 +146,9 @@ class Check:
 
     @property
     def noise_fits(self) -> bool:
-        """Whether the acquired chi-square is what the noise level lets expect.
-
-        Where the denoiser is surer than its error says, as in air, samples take up to half of the noise that an image
-        can explain, which is one part in the number of coils.
-        """
-        low, high = NOISE_FITS
-        return not self.parts or low * (1 - 0.5 / self.coils) < _mean(self.acquired) < high
+        """Whether the acquired chi-square is what the noise level lets expect."""
+        low, high = noise_fits(self.coils)
+        return not self.parts or low < _mean(self.acquired) < high
 
     @property
     def prior_fits(self) -> bool:
@@ -202,6 +198,16 @@ class Check:
             },
             "verdict": self.verdict,
         }
+
+
+def noise_fits(coils: int) -> tuple[float, float]:
+    """Between which acquired chi-squares the noise level fits.
+
+    Where the denoiser is surer than its error says, as in air, samples take up to half of the noise that an image can
+    explain, which is one part in the number of coils.
+    """
+    low, high = NOISE_FITS
+    return low * (1 - 0.5 / coils), high
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -27,13 +27,14 @@ from mri_ambient.formats.bart import write_cfl_pair
 
 from .dicom import write_dicom
 from .dicom_template import Template
+from .report import html_report
 from .result import Reconstruction, ReconstructionWriter, voxel_size_of
 from .writing import NOTICE, replacing, replacing_all
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
 
-_ENDINGS = (".h5", ".hdf5", ".nii", ".nii.gz", ".cfl", ".png")
+_ENDINGS = (".h5", ".hdf5", ".nii", ".nii.gz", ".cfl", ".png", ".html")
 _SHEAR = 1e-3  # cosine between axes above which a qform, which is a rotation, would place voxels elsewhere
 
 
@@ -55,6 +56,8 @@ def export(
         write_cfl(reconstruction, path)
     elif name.endswith(".png"):
         write_png(reconstruction, path)
+    elif name.endswith(".html"):
+        html_report(path, reconstruction)
     else:
         known = ", ".join(_ENDINGS)
         raise InputError(f"The format of {path} is not known: end the name in {known}, or in nothing for DICOM files.")

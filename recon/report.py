@@ -25,7 +25,7 @@ import numpy as np
 from mri_ambient.errors import InputError
 from mri_ambient.operators.arrays import as_complex
 from mri_ambient.recon.chart import Series, chart
-from mri_ambient.recon.consistency import NOISE_FITS, PRIOR_FITS
+from mri_ambient.recon.consistency import PRIOR_FITS, noise_fits
 from mri_ambient.recon.page import write_page
 from mri_ambient.recon.pictures import Picture, coil_picture, colours, edges, encode, mask_picture
 from mri_ambient.recon.result import Reconstruction
@@ -273,7 +273,8 @@ def _fit(attributes: dict[str, Any]) -> str:
         Series("held-out k-space", [int(i) for i in held_out], list(held_out.values()), "square"),
     ]
     title = "Chi-square of acquired and of held-out k-space, by slice; 1 is expected"
-    return chart(series, title=title, x_label="slice", y_label="χ²", bands=(PRIOR_FITS, NOISE_FITS))
+    bands = (PRIOR_FITS, noise_fits(int(attributes.get("coils", 8))))
+    return chart(series, title=title, x_label="slice", y_label="χ²", bands=bands)
 
 
 def _settings(attributes: dict[str, Any]) -> dict[str, str]:

@@ -155,8 +155,8 @@ class Reconstruction:
         ----------
         path : str or Path
             ``x.h5`` (everything), ``x.nii`` or ``x.nii.gz`` (magnitude, and the error bar as ``x_std.nii.gz``),
-            ``x.cfl`` (complex, with ``x.hdr``, and ``x_std.cfl``), ``x.png`` (all slices as a grid), or a name without
-            an ending for a folder of DICOM files (`mri_ambient.recon.dicom`).
+            ``x.cfl`` (complex, with ``x.hdr``, and ``x_std.cfl``), ``x.png`` (all slices as a grid), ``x.html`` (a
+            report), or a name without an ending for a folder of DICOM files (`mri_ambient.recon.dicom`).
         template : str or Path, optional
             For DICOM: folder of a series of the same slices, from which geometry and sequence are copied.
         keep_identity : bool

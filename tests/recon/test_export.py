@@ -201,7 +201,7 @@ def test_files_that_belong_together_appear_together(name, volume, tmp_path, monk
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["x.h5", "x.nii.gz", "x.png", "x.cfl", "dicom"])
+@pytest.mark.parametrize("name", ["x.h5", "x.nii.gz", "x.png", "x.cfl", "x.html", "dicom"])
 def test_a_file_in_place_of_the_folder_is_said_in_one_sentence(name, volume, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
