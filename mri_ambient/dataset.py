@@ -101,6 +101,17 @@ class PreparedSlices:
     def __len__(self) -> int:
         return len(self.records)
 
+    def accelerations(self) -> list[float]:
+        """All accelerations, rising: of the pattern where a mask was drawn here, else what the mask says."""
+        found = set()
+        for record in self.records:
+            if record.retrospective:
+                found.add(record.acceleration)
+            else:
+                able = 1 - sum(record.padding) / record.shape[2]
+                found.add(round(able / float(self.array(record, "mask").mean()), 1))
+        return sorted(found)
+
     def split(self, patients: set[str]) -> tuple["PreparedSlices", "PreparedSlices"]:
         """Slices of all other patients, and of these."""
         inside = [r for r in self.records if r.patient in patients]

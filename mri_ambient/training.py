@@ -297,11 +297,12 @@ def make_card(config: TrainConfig, state: State, data: PreparedSlices, notes: di
     """What a user of the prior should know."""
     from mri_ambient import __version__
 
+    found = data.accelerations()
     return {
         "method": config.method,
         **({"variant": config.form} if config.form else {}),
         **({"init": Path(config.init).name, "init_hash": state.init_hash} if config.init else {}),
-        "acceleration": config.accel[0] if len(config.accel) == 1 else list(config.accel),
+        "acceleration": found[0] if len(found) == 1 else found,
         "mask": config.mask,
         "preset": config.preset,
         "parameters": count_parameters(state.denoiser),

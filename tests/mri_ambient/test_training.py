@@ -227,6 +227,12 @@ def test_scans_take_the_accelerations_in_turn(scans, tmp_path):
     data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
     by_patient = {r.name[:5]: r.acceleration for r in data.records}
     assert list(by_patient.values()) == [(2.0, 3.0)[i % 2] for i in range(len(by_patient))]
+    assert data.accelerations() == [2.0, 3.0]
+    record = replace(data.records[0], retrospective=False)
+    share = float(data.array(record, "mask").mean())
+    assert PreparedSlices(data.folder, [record]).accelerations() == [round(1 / share, 1)]
+    padded = replace(record, padding=(3, 2))
+    assert PreparedSlices(data.folder, [padded]).accelerations() == [round((1 - 5 / record.shape[2]) / share, 1)]
     for record in data.records:
         assert np.mean(data.array(record, "mask")) == pytest.approx(1 / record.acceleration, abs=0.15)
         assert float(data.probability(record).mean()) == pytest.approx(1 / record.acceleration, rel=0.05)
