@@ -70,14 +70,15 @@ def centring(length: int, dtype: torch.dtype = torch.complex64, device: Any = No
     return a.to(device=device, dtype=dtype), b.to(device=device, dtype=dtype)
 
 
-def center_crop(x: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Crop the last two axes to `shape` (y, x), keeping the centre at index ``N // 2``.
+def center_crop(x: Any, shape: tuple[int, int]) -> Tensor:
+    """Crop the last two axes of an array (..., y, x) to `shape` (y, x), keeping the centre at index ``N // 2``.
 
     Raises
     ------
     ValueError
         If `shape` is larger than the input.
     """
+    x = torch.as_tensor(x)
     (ny, nx), (cy, cx) = x.shape[-2:], shape
     if cy > ny or cx > nx:
         raise ValueError(f"cannot crop {ny} x {nx} to the larger {cy} x {cx}")
@@ -85,14 +86,15 @@ def center_crop(x: Tensor, shape: tuple[int, int]) -> Tensor:
     return x[..., top : top + cy, left : left + cx]
 
 
-def center_pad(x: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Zero-pad the last two axes to `shape` (y, x); the inverse of `center_crop`.
+def center_pad(x: Any, shape: tuple[int, int]) -> Tensor:
+    """Zero-pad the last two axes of an array (..., y, x) to `shape` (y, x); the inverse of `center_crop`.
 
     Raises
     ------
     ValueError
         If `shape` is smaller than the input.
     """
+    x = torch.as_tensor(x)
     (ny, nx), (py, px) = x.shape[-2:], shape
     if py < ny or px < nx:
         raise ValueError(f"cannot pad {ny} x {nx} to the smaller {py} x {px}")

@@ -55,6 +55,7 @@ def test_crop_undoes_pad_and_keeps_the_origin(small, large):
     x = normal(small)
     padded = center_pad(x, large)
     torch.testing.assert_close(center_crop(padded, small), x)
+    torch.testing.assert_close(center_crop(center_pad(x.numpy(), large).numpy(), small), x)
     assert padded[large[0] // 2, large[1] // 2] == x[small[0] // 2, small[1] // 2]
     check_adjoint(lambda v: center_pad(v, large), lambda v: center_crop(v, small), small, large)
 
