@@ -69,7 +69,7 @@ def recon_once(folder, slices, coils, pixels, samples):
     from mri_ambient.denoiser import PRESETS, Denoiser
     from mri_ambient.prior import Prior
     from mri_ambient.recon.files import reconstruct_files
-    from mri_ambient.recon.pipeline import Settings
+    from mri_ambient.recon.settings import Settings
 
     torch.manual_seed(0)
     prior = Prior(Denoiser(PRESETS["tiny"]), {"denoiser_error": [(0.005, 0.004), (2.0, 0.1)]}, "untrained", "")

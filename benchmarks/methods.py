@@ -29,7 +29,8 @@ from mri_ambient.operators import MaskPattern
 from mri_ambient.operators.classical import l1_wavelet
 from mri_ambient.preparation import Simulation, prepare
 from mri_ambient.recon.em import train
-from mri_ambient.recon.pipeline import Reconstructor, Settings, open_prior
+from mri_ambient.recon.pipeline import Reconstructor, open_prior
+from mri_ambient.recon.settings import Settings
 from mri_ambient.run_state import choose_device
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training_data import first_reconstruction

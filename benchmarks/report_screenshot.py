@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from mri_ambient.operators import MaskPattern
 from mri_ambient.recon.files import FileSettings, reconstruct_files
-from mri_ambient.recon.pipeline import Settings
+from mri_ambient.recon.settings import Settings
 from mri_ambient.scan import write_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.volumes import load_volume

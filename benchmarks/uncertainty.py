@@ -19,7 +19,8 @@ from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.operators import MaskPattern
 from mri_ambient.prior import load_prior
 from mri_ambient.recon.consistency import pooled
-from mri_ambient.recon.pipeline import Reconstructor, Settings, open_prior
+from mri_ambient.recon.pipeline import Reconstructor, open_prior
+from mri_ambient.recon.settings import Settings
 from mri_ambient.scan import load_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training import choose_device

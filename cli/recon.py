@@ -67,7 +67,7 @@ def recon(
     """Reconstruct scans, at any acceleration, with any Cartesian mask. A scan that fails does not stop the others."""
     from mri_ambient.recon.dicom_template import open_template
     from mri_ambient.recon.files import FileSettings, reconstruct_files
-    from mri_ambient.recon.pipeline import Settings
+    from mri_ambient.recon.settings import Settings
 
     codes: list[int] = []
     failures: list[dict[str, Any]] = []

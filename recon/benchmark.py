@@ -47,9 +47,9 @@ from mri_ambient.recon.comparison import (
 from mri_ambient.recon.evaluation import SUFFIX
 from mri_ambient.recon.grappa import require_pygrappa
 from mri_ambient.recon.ledger import Ledger, plain, require_same, run
-from mri_ambient.recon.pipeline import LEARNED, Settings, _check_use
-from mri_ambient.recon.pipeline import METHODS as KNOWN
 from mri_ambient.recon.places import check_folder
+from mri_ambient.recon.settings import LEARNED, Settings, check_use
+from mri_ambient.recon.settings import METHODS as KNOWN
 from mri_ambient.scan import load_scan
 from mri_ambient.training import Reporter, Silent, choose_device
 from mri_ambient.volumes import load_volume
@@ -217,7 +217,7 @@ def _methods(names: list[str], priors: list[str]) -> list[Method]:
         for name in learned:
             if network and name != "mmse" and "mmse" in learned:
                 continue
-            _check_use(prior, name)
+            check_use(prior, name)
             found.append(Method(label if network else f"{name} {label}", name, given, prior.hash))
     labels = [method.label for method in found]
     double = [label for label in labels if labels.count(label) > 1]

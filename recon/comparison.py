@@ -32,7 +32,8 @@ from mri_ambient.preparation import is_volume
 from mri_ambient.prior import Prior
 from mri_ambient.recon.coverage import coverage
 from mri_ambient.recon.grappa import RIDGE, grappa
-from mri_ambient.recon.pipeline import SAMPLED, Reconstructor, Settings, open_prior, undersample
+from mri_ambient.recon.pipeline import Reconstructor, open_prior, undersample
+from mri_ambient.recon.settings import SAMPLED, Settings
 from mri_ambient.scan import Scan, load_scan, require_acs
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training import choose_device

@@ -9,9 +9,10 @@ from mri_ambient.phantoms import phantom_volume
 from mri_ambient.prior import DEFAULT_PRIOR, Prior
 from mri_ambient.recon.figures import panel
 from mri_ambient.recon.files import FileSettings, reconstruct_files
-from mri_ambient.recon.pipeline import Settings, reconstruct
+from mri_ambient.recon.pipeline import reconstruct
 from mri_ambient.recon.places import check_folder
 from mri_ambient.recon.result import load_reconstruction
+from mri_ambient.recon.settings import Settings
 from mri_ambient.scan import write_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training import Reporter, Silent

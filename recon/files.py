@@ -27,18 +27,11 @@ from mri_ambient.recon.evaluation import SUFFIX
 from mri_ambient.recon.export import write_cfl, write_nifti, write_png
 from mri_ambient.recon.meter import Meter, counted, duration
 from mri_ambient.recon.parametric_map import WITHOUT, has_parametric_maps
-from mri_ambient.recon.pipeline import (
-    LEARNED,
-    SAMPLED,
-    Reconstructor,
-    Settings,
-    SliceResult,
-    open_prior,
-    undersample,
-)
+from mri_ambient.recon.pipeline import Reconstructor, SliceResult, open_prior, undersample
 from mri_ambient.recon.places import check_folder, find_scans, output_folders, result_stem
 from mri_ambient.recon.report import ReportWriter
 from mri_ambient.recon.result import ReconstructionWriter, image_geometry, load_reconstruction
+from mri_ambient.recon.settings import LEARNED, SAMPLED, Settings
 from mri_ambient.scan import Scan, scan_of
 from mri_ambient.training import Reporter, Silent, choose_device
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from mri_ambient.recon.pipeline import SAMPLED, Reconstructor
+from mri_ambient.recon.pipeline import Reconstructor
+from mri_ambient.recon.settings import SAMPLED
 from mri_ambient.training import Reporter
 
 WORTH_SAYING = 20  # seconds

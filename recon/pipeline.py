@@ -12,7 +12,7 @@ result, and each sample, is their root sum of squares, with the phase of the fir
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,11 +22,10 @@ from torch import Tensor
 
 from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.calibration import MAX_ACS, Calibration, PreparedSlice, calibrate, map_sets, prepare_slice
-from mri_ambient.config import RECONSTRUCTIONS
 from mri_ambient.denoiser import set_precision
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern, acs_width, center_crop
-from mri_ambient.operators.classical import cg_sense, l1_wavelet, tv, zero_filled
+from mri_ambient.operators.classical import cg_sense
 from mri_ambient.operators.sense import SoftSense, side_by_side
 from mri_ambient.posterior import MIN_NOISE, ImageDenoiser, refine
 from mri_ambient.prior import DEFAULT_PRIOR, Prior, load_prior
@@ -43,56 +42,15 @@ from mri_ambient.recon.consistency import (
 from mri_ambient.recon.posterior import sample_posterior
 from mri_ambient.recon.result import Reconstruction, image_geometry
 from mri_ambient.recon.samplers import SAMPLERS, Problem, further_mask, sample, through_mask
+from mri_ambient.recon.settings import CLASSICAL, LEARNED, SAMPLED, Settings, check_use
 from mri_ambient.scan import Scan
 from mri_ambient.streams import stream
 from mri_ambient.training import choose_device
 
-CLASSICAL: dict[str, Callable[[PreparedSlice], Tensor]] = {
-    "zero-filled": lambda item: zero_filled(item.kspace, item.operator),
-    "sense": lambda item: cg_sense(item.kspace, item.operator, item.noise_std),
-    "l1-wavelet": lambda item: l1_wavelet(item.kspace, item.operator, item.noise_std),
-    "tv": lambda item: tv(item.kspace, item.operator, item.noise_std),
-}
-SAMPLED = ("posterior", *SAMPLERS)
-LEARNED = (*SAMPLED, "mmse")
-METHODS = ("posterior", "mmse", *CLASSICAL, *SAMPLERS)
 REFINEMENT = 5  # noise-free steps from the average of the samples to the estimate
 CHECKED_SLICES = 3  # of a volume, evenly spread
 CHECKED_SAMPLES = 4
 NO_SIGNAL = 1.5  # mean power of a slice's centre over that of the noise, below which there is nothing to reconstruct
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to reconstruct.
-
-    Attributes
-    ----------
-    method : str
-        One of `METHODS`.
-    samples, steps : int
-        Posterior samples, and noise levels of each (for "posterior" as many network evaluations).
-    seed : int
-    keep_samples, keep_maps : bool
-        Hand on the samples and the sensitivity maps too.
-    calibrate : bool
-        Scale the standard deviations on held-out k-space, which takes a few more samples of a few slices; only with the
-        method "posterior", as samples of the published samplers need not be posterior samples.
-    """
-
-    method: str = "posterior"
-    samples: int = 8
-    steps: int = 25
-    seed: int = 0
-    keep_samples: bool = False
-    keep_maps: bool = False
-    calibrate: bool = True
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"The method {self.method!r} is not one of {', '.join(METHODS)}.")
-        if not 1 <= self.samples <= 4096 or not 1 <= self.steps <= 10_000:
-            raise InputError("A posterior needs between 1 and 4096 samples and between 1 and 10000 steps.")
 
 
 @dataclass(frozen=True)
@@ -128,15 +86,6 @@ class SliceResult:
     def without_images(self) -> "SliceResult":
         """What `Reconstructor.attributes` needs to know of a slice."""
         return replace(self, mean=torch.empty(0), std=None, samples=None, sensitivity_maps=None)
-
-
-def _check_use(prior: Prior, method: str) -> None:
-    """Refuse what a prior was not trained for."""
-    if "view" in prior.card:
-        raise InputError(f"{prior.name} is the prior of a view, not of images: compose it by training with --views.")
-    trained = prior.card.get("method")
-    if trained in RECONSTRUCTIONS and method != "mmse":
-        raise InputError(f"{prior.name} is a reconstruction network ({trained}), not a prior: use --method mmse.")
 
 
 def undersample(scan: Scan, accel: float | None, mask: str = "random", seed: int = 0) -> Scan:
@@ -190,7 +139,7 @@ class Reconstructor:
         if settings.method in LEARNED and prior is None:
             raise InputError(f"The method {settings.method!r} needs a prior.")
         if settings.method in LEARNED and prior is not None:
-            _check_use(prior, settings.method)
+            check_use(prior, settings.method)
         if noise_std is not None and not noise_std >= 0:
             raise InputError(f"The noise must not be negative, but is {noise_std:g}.")
         self.scan = scan

@@ -159,7 +159,7 @@ def test_offered_choices_are_those_of_the_library():
     from mri_ambient.denoiser import PRESETS
     from mri_ambient.prior import DEFAULT_PRIOR
     from mri_ambient.recon.files import FORMATS, FileSettings
-    from mri_ambient.recon.pipeline import METHODS as RECON_METHODS
+    from mri_ambient.recon.settings import METHODS as RECON_METHODS
 
     assert options.MASKS == MASKS
     assert options.TRAINING_METHODS == METHODS
@@ -178,7 +178,7 @@ def defaults(command: str) -> dict:
 def test_defaults_are_those_of_the_library():
     from mri_ambient.config import TrainConfig
     from mri_ambient.preparation import Simulation
-    from mri_ambient.recon.pipeline import Settings
+    from mri_ambient.recon.settings import Settings
 
     config = TrainConfig()
     shown = {name: value for name, value in defaults("train").items() if name in TrainConfig.__dataclass_fields__}

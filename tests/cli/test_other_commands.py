@@ -9,8 +9,8 @@ import pytest
 from mri_ambient.errors import InputError
 from mri_ambient.prior import load_prior
 from mri_ambient.recon.demo import run_demo
-from mri_ambient.recon.pipeline import Settings
 from mri_ambient.recon.result import load_reconstruction
+from mri_ambient.recon.settings import Settings
 from mri_ambient.scan import load_scan
 
 

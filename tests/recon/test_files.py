@@ -14,9 +14,10 @@ from mri_ambient.prior import Prior
 from mri_ambient.recon import meter
 from mri_ambient.recon.files import FileSettings, reconstruct_file, reconstruct_files
 from mri_ambient.recon.meter import counted, duration
-from mri_ambient.recon.pipeline import REFINEMENT, Reconstructor, Settings, reconstruct
+from mri_ambient.recon.pipeline import REFINEMENT, Reconstructor, reconstruct
 from mri_ambient.recon.places import check_folder, find_scans, output_folders
 from mri_ambient.recon.result import ReconstructionWriter, load_reconstruction
+from mri_ambient.recon.settings import Settings
 from mri_ambient.scan import Scan, load_scan, write_scan
 
 

@@ -13,8 +13,8 @@ from raw_files import header, readout, write_ismrmrd
 
 from mri_ambient.recon.dicom_template import open_template
 from mri_ambient.recon.files import FileSettings, reconstruct_file
-from mri_ambient.recon.pipeline import Settings
 from mri_ambient.recon.result import load_reconstruction
+from mri_ambient.recon.settings import Settings
 from mri_ambient.scan import load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.volumes import load_volume

@@ -15,9 +15,10 @@ from mri_ambient.phantoms import phantom_volume
 from mri_ambient.prior import Prior
 from mri_ambient.recon import METHODS, PosteriorDenoiser, reconstruct
 from mri_ambient.recon.consistency import HeldOut, hold_out
-from mri_ambient.recon.pipeline import REFINEMENT, Reconstructor, Settings, undersample
+from mri_ambient.recon.pipeline import REFINEMENT, Reconstructor, undersample
 from mri_ambient.recon.result import Reconstruction
 from mri_ambient.recon.samplers import SAMPLERS
+from mri_ambient.recon.settings import Settings
 from mri_ambient.scan import Scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.streams import stream
