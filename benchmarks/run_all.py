@@ -9,7 +9,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import measure
@@ -67,10 +66,7 @@ def main() -> None:
             continue
         given = ["--runs", str(options.runs), *(tiny if options.tiny else arguments)]  # of two, the last counts
         parts.append(section(title, script, given, environment))
-    with tempfile.NamedTemporaryFile("w", dir=options.out.resolve().parent, suffix=".md", delete=False) as file:
-        file.write("\n".join(parts))
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, options.out)
+        options.out.write_text("\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ dataset                     shape                     type
 ``reconstruction_complex``  (slice, y, x)             complex64  the estimate
 ``std``                     (slice, y, x)             float32    only where the method gives an error bar
 ``samples``                 (slice, sample, y, x)     complex64  optional
-``sensitivity_maps``        (slice, coil, y, x)       complex64  optional; of the full field of view; of two sets
-                                                              (attribute ``map_sets``) side by side along x
+``sensitivity_maps``        (slice, coil, y, x)       complex64  optional; of the full field of view
 ==========================  ========================  =========  ==================================================
 
 Everything else is an attribute of the file: ``name``, ``voxel_size`` in mm and ``affine`` along (slice, y, x), and the
 settings (prior and its hash, method, steps, network_evaluations, seed, versions, noise_std, scale, seconds), and how
 well the result agrees with the data: ``verdict`` in words, ``chi_square_held_out`` of the volume and, of the slices
-that were checked, ``chi_square_held_out_slices``; ``chi_square_acquired`` a slice; ``empty_slices`` without signal.
+that were checked, ``chi_square_held_out_slices``; ``chi_square_acquired`` a slice; ``empty_slices`` without signal;
+``map_sets``, the sets of sensitivity maps (two lie side by side along x).
 Attributes that are dictionaries or lists are stored as JSON text.
 """
 
