@@ -28,7 +28,7 @@ SCRIPTS: tuple[tuple[str, str, list[str], list[str]], ...] = (  # title, script,
 )
 INTRODUCTION = """# Speed beside other programs
 
-Made by `{command}`. {machine}
+Made by `python benchmarks/run_all.py --out benchmarks/results.md`, or a section at a time with `--only`.
 
 Programs take turns; ratios are formed within a turn; where three figures stand they are minimum, median and maximum.
 What each table compares, and how its errors are defined, is in the docstring of its script; what was tried and did not
@@ -47,7 +47,8 @@ def section(title: str, script: str, arguments: list[str], environment: dict[str
     command = [sys.executable, str(HERE / script), *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     shown = " ".join(["python", f"benchmarks/{script}", *arguments])
-    return f"## {title}\n\n`{shown}`\n\n{done.stdout.strip()}\n"
+    threads = int(environment[measure.THREAD_VARIABLES[0]])
+    return f"## {title}\n\n`{shown}`. {measure.machine(threads)}\n\n{done.stdout.strip()}\n"
 
 
 def main() -> None:
@@ -55,18 +56,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for all programs")
     parser.add_argument("--runs", type=int, default=5, help="where a section does not set its own")
-    parser.add_argument("--only", nargs="+", help="titles of sections")
+    parser.add_argument("--only", nargs="+", help="titles of sections; others in the file stay")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that everything works")
     options = parser.parse_args()
     environment = os.environ | dict.fromkeys(measure.THREAD_VARIABLES, str(options.threads))
-    command = " ".join(["python", "benchmarks/run_all.py", *sys.argv[1:]])
-    parts = [INTRODUCTION.format(command=command, machine=measure.machine(options.threads))]
+    before = options.out.read_text() if options.out.exists() else ""
+    kept = {part.partition("\n")[0]: f"## {part.strip()}\n" for part in before.split("\n## ")[1:]}
     for title, script, arguments, tiny in SCRIPTS:
         if (options.only and title not in options.only) or (options.tiny and not tiny):
             continue
         given = ["--runs", str(options.runs), *(tiny if options.tiny else arguments)]  # of two, the last counts
-        parts.append(section(title, script, given, environment))
-        options.out.write_text("\n".join(parts))
+        kept[title] = section(title, script, given, environment)
+        options.out.write_text("\n".join([INTRODUCTION, *(kept[name] for name, *_ in SCRIPTS if name in kept)]))
 
 
 if __name__ == "__main__":

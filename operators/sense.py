@@ -38,7 +38,9 @@ from torch import Tensor
 from .arrays import as_complex, as_mask
 from .fourier import centring
 
-BLOCK = 2**15  # samples that a thread transforms at a time: the arrays involved then fit a second-level cache
+# Samples transformed at a time by one thread, so that the arrays involved fit a second-level cache, and by several, which
+# would wait for one another after every small block.
+BLOCK, THREADED_BLOCK = 2**15, 2**21
 
 
 class Sense:
@@ -165,22 +167,22 @@ class Sense:
             coils = self._centred_maps * image.unsqueeze(-3)
             kspace = torch.fft.fftn(coils, dim=dim, norm="ortho").mul_(self._coil_mask)
             return torch.fft.ifftn(kspace, dim=dim, norm="ortho").mul_(self._centred_maps_conj).sum(-3)
-        result = torch.zeros(image.shape, dtype=torch.result_type(image, self._centred_maps))
-        mask = self._conjugating_mask if self.is_line_mask else self._conjugating_mask[..., 0, :, :, :]
+        maps = self._centred_maps
+        result = torch.zeros(image.shape, dtype=torch.result_type(image, maps))
 
         def there_and_back(coils: Tensor) -> Tensor:
             kspace = torch.fft.fftn(coils, dim=dim, norm="ortho")
-            torch.view_as_real(kspace).mul_(mask)
+            torch.view_as_real(kspace).mul_(self._conjugating_mask)
             return torch.fft.fftn(kspace, dim=dim, norm="ortho")
 
-        if self.is_line_mask:
-            rows = max(1, BLOCK * torch.get_num_threads() // max(1, image[..., 0, :].numel() * self.kspace_shape[-3]))
-            parts = (x.split(rows, dim=-2) for x in (image, self._centred_maps, result))
-            for part, maps, out in zip(*parts, strict=True):
-                torch.sum(there_and_back(maps * part.unsqueeze(-3)).mul_(maps), dim=-3, out=out)
-        else:
-            for maps in self._centred_maps.unbind(-3):
-                result.addcmul_(there_and_back(maps * image), maps)
+        block = BLOCK if torch.get_num_threads() == 1 else THREADED_BLOCK
+        if self.is_line_mask:  # a few rows of all coils at a time
+            rows = max(1, block // max(1, image[..., 0, :].numel() * maps.shape[-3]))
+            for x, part, out in zip(*(v.split(rows, dim=-2) for v in (image, maps, result)), strict=True):
+                torch.sum(there_and_back(part * x.unsqueeze(-3)).mul_(part), dim=-3, out=out)
+        else:  # all rows of a few coils
+            for part in maps.split(max(1, block // max(1, image.numel())), dim=-3):
+                result += there_and_back(part * image.unsqueeze(-3)).mul_(part).sum(-3)
         return result.conj_physical_()
 
     __call__ = forward

@@ -106,7 +106,8 @@ def test_blocks_of_rows_and_batches_change_nothing(monkeypatch):
     whole = op.normal(x)
     assert torch.equal(torch.stack([op.normal(one) for one in x]), whole)
     for size in (1, 2 * 4 * 3 * 8):  # one row, and two rows, which do not divide nine
-        monkeypatch.setattr("mri_ambient.operators.sense.BLOCK", size)
+        for name in ("BLOCK", "THREADED_BLOCK"):
+            monkeypatch.setattr(f"mri_ambient.operators.sense.{name}", size)
         assert torch.equal(op.normal(x), whole)
 
 
