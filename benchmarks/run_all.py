@@ -32,7 +32,7 @@ Made by `python benchmarks/run_all.py --out benchmarks/results.md`, or a section
 
 Programs take turns; ratios are formed within a turn; where three figures stand they are minimum, median and maximum.
 What each table compares, and how its errors are defined, is in the docstring of its script; what was tried and did not
-help is in [README.md](README.md).
+help is in `benchmarks/README.md`.
 """
 
 
