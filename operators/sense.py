@@ -38,8 +38,8 @@ from torch import Tensor
 from .arrays import as_complex, as_mask
 from .fourier import centring
 
-# Samples transformed at a time by one thread, so that the arrays involved fit a second-level cache, and by several, which
-# would wait for one another after every small block.
+# Samples transformed at a time by one thread, so that the arrays involved fit a second-level cache, and by several
+# threads, which would wait for one another after every small block.
 BLOCK, THREADED_BLOCK = 2**15, 2**21
 
 
