@@ -314,7 +314,7 @@ def _checked(check: Check) -> str:
     if not check.parts:
         return check.verdict
     numbers = ", ".join(map(str, check.slices))
-    return f"{check.verdict} Slices {numbers}; error bars multiplied by {check.std_factor:.2f}."
+    return f"{check.verdict} Seen on slices {numbers}; error bars multiplied by {check.std_factor:.2f}."
 
 
 def _derive(result: Path, base: Path, files: FileSettings) -> Iterator[Path]:

@@ -65,7 +65,7 @@ def test_json_summary(recon, scan, tmp_path):
 def test_fit_to_the_data_is_shown(recon, scan, tmp_path):
     output = recon(scan, "--report").stdout
     verdict = load_reconstruction(tmp_path / "out" / "scan_recon.h5").attributes["verdict"]
-    assert f"  {verdict} Slices 0, 1; error bars multiplied by " in output
+    assert f"  {verdict} Seen on slices 0, 1; error bars multiplied by " in output
     page = (tmp_path / "out" / "scan_recon.html").read_text()
     assert verdict in page
     assert page.count("<circle") == 2  # chi-square of the acquired k-space, one a slice
