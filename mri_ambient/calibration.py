@@ -23,8 +23,9 @@ gets two sets if in one of a few slices
 
 .. math:: \sum |S_2^H I|^2 > 3 \cdot 10^{-4} \sum |I|^2 \quad\text{and}\quad \sum |S_2^H I|^2 > 20\,E_{noise} ,
 
-with the noise expected on the left side, and the support of the second set is clearly smaller than that of the first:
-where it is not, noise fills the space that ESPIRiT calibrates with. In 2-D masks with a centre of less than
+with the noise expected on the left side (and ten times that share where there are fewer than `SECOND_LINES` centre
+lines), and the support of the second set is clearly smaller than that of the first: where it is not, noise fills the
+space that ESPIRiT calibrates with. In 2-D masks with a centre of less than
 `SECOND_SIDE` points an overlap cannot be told, and there is one set. Training uses one set always.
 """
 
@@ -57,6 +58,7 @@ CALIBRATION_SLICES = 32  # at most so many slices, evenly spread, decide noise a
 # Simulated scans with a field of view too small by a sixth: in PSNR 0.1 dB less to 1.5 dB more than with 0.8.
 SECOND_CROP = 0.6  # ESPIRiT's eigenvalue threshold with two sets
 SECOND_SHARE = 3e-4  # of the signal that one set leaves to a second, at least; ordinary scans have up to 4e-5
+SECOND_LINES, FEW_LINES_SHARE = 10, 3e-3  # the same with fewer centre lines: ordinary phantoms have up to 5e-4
 SECOND_POWER = 20.0  # of that signal over the noise in it, at least; ordinary noisy scans have up to 14
 SECOND_AREA = 0.75  # of the support of the second set over that of the first, at most; noise has 0.95 and more
 SECOND_SIDE = 16  # points of a fully sampled centre along the readout, at least
@@ -216,7 +218,8 @@ def _leaves_signal(scan: Scan, index: int, calibration: Calibration, device: str
     first_area, second_area = (maps.abs().amax(1) > 0).sum((-2, -1))
     signal = (maps[1].conj() * images).sum(0).abs().square().sum()
     variance = 2 * (calibration.noise_std / calibration.scale) ** 2 * window.square().mean()
-    enough = max(SECOND_SHARE * float(images.abs().square().sum()), SECOND_POWER * float(variance * second_area))
+    share = SECOND_SHARE if lines >= SECOND_LINES else FEW_LINES_SHARE
+    enough = max(share * float(images.abs().square().sum()), SECOND_POWER * float(variance * second_area))
     return float(signal) > enough and bool(second_area < SECOND_AREA * first_area)
 
 

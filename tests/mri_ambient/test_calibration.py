@@ -104,6 +104,11 @@ class TestMapSets:
         scan = phantom(MaskPattern(kind, accel), noise_std, slices=1)
         assert map_sets(scan, calibrate(scan)) == 1
 
+    def test_few_centre_lines_do_not_ask_for_two(self):
+        volume = phantom_volume(1, (128, 128), seed=0)
+        scan = simulate_scan(volume, coils=16, pattern=MaskPattern("random", 8), noise_std=0.02)
+        assert map_sets(scan, calibrate(scan)) == 1
+
     def test_one_on_anatomy(self, data_dir):
         from mri_ambient.volumes import load_volume
 
