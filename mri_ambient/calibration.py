@@ -19,7 +19,7 @@ one map cannot explain the coil images. That ESPIRiT's second eigenvalue is near
 lines it rises in air and, with much noise, everywhere, while a narrow overlap hardly raises it. What counts is signal:
 let :math:`I` be the coil images of the fully sampled centre under a Hann window (without which coil images of few lines
 are not their object times the maps) and :math:`S_2` the second map where its eigenvalue exceeds `SECOND_CROP`. A volume
-gets two sets if in one of a few slices
+gets two sets if in most of a few slices
 
 .. math:: \sum |S_2^H I|^2 > 3 \cdot 10^{-4} \sum |I|^2 \quad\text{and}\quad \sum |S_2^H I|^2 > 20\,E_{noise} ,
 
@@ -199,7 +199,8 @@ def map_sets(scan: Scan, calibration: Calibration, device: str | torch.device = 
     """
     count, coils = scan.shape[:2]
     spread = {int((i + 0.5) * count / SECOND_SLICES) for i in range(SECOND_SLICES)}
-    return 2 if coils > 1 and any(_leaves_signal(scan, i, calibration, device) for i in sorted(spread)) else 1
+    votes = [_leaves_signal(scan, i, calibration, device) for i in sorted(spread)] if coils > 1 else [False]
+    return 2 if 2 * sum(votes) > len(votes) else 1
 
 
 def _leaves_signal(scan: Scan, index: int, calibration: Calibration, device: str | torch.device) -> bool:
