@@ -15,9 +15,10 @@ never missed by a run that uses it, and a link costs no space. Nothing writes th
 `mri_ambient.dataset.save_array` puts a new file in the place of the old one.
 
 An entry is put together under another name and renamed when it is complete, so that two processes never see half of
-one, whatever happens to either; if both prepare the same scan, the first entry stays. Beyond the limit, entries go that
-have not been used for longest. The limit is checked at the first entry that a process adds and after every 5 % of it
-that it adds, so that this is how far each process can exceed it.
+one, whatever happens to either. While one process prepares a scan, others that need it wait (`Cache.turn`) and then
+take what was prepared: runs that start together share the work. Beyond the limit, entries go that have not been used
+for longest. The limit is checked at the first entry that a process adds and after every 5 % of it that it adds, so that
+this is how far each process can exceed it.
 
 ========================  ==========================================================================================
 environment variable      meaning
@@ -35,12 +36,17 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from mri_ambient.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 DEFAULT_GB = 20.0
 CHECK_EVERY = 0.05  # of the limit
@@ -115,6 +121,17 @@ class Cache:
             self._unchecked += sum(sizes.values())
             if self._unchecked >= CHECK_EVERY * self.limit:
                 self.trim()
+
+    @contextmanager
+    def turn(self, key: str) -> Iterator[None]:
+        """Waits while another process is inside with this key; where files cannot be locked it does not wait."""
+        with ExitStack() as held:
+            with suppress(OSError):
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file = held.enter_context((self.folder / ".turns").open("ab"))
+                if fcntl:  # one byte of it for each key; the system lets go of it when the process ends or is killed
+                    fcntl.lockf(file, fcntl.LOCK_EX, 1, int(key[:12], 16))
+            yield
 
     def trim(self) -> None:
         """Remove the entries that have not been used for longest, until the limit is kept, and what was abandoned."""

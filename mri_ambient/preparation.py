@@ -217,13 +217,15 @@ def _records(
 ) -> list[Record]:
     """Slices of a source, whose arrays are in the folder afterwards: from the cache, else prepared and put there."""
     keys = recipe.keys(source) if cache else None
-    for key in keys or ():
-        found = cache.fetch(key, folder, recipe.prefix) if cache else None
-        if found is not None:
-            return [replace(r, name=recipe.prefix + r.name) for r in map(Record.from_json, found)]
-    acquired, clean = (scan, None) if scan else _open(source, recipe)
-    records = list(_prepare_scan(acquired, clean, folder, recipe))
-    if cache and keys:
+    if not cache or not keys:
+        return list(_prepare_scan(*_open(source, scan, recipe), folder, recipe))
+    with cache.turn(keys[0]):
+        for key in keys:
+            found = cache.fetch(key, folder, recipe.prefix)
+            if found is not None:
+                return [replace(r, name=recipe.prefix + r.name) for r in map(Record.from_json, found)]
+        acquired, clean = _open(source, scan, recipe)
+        records = list(_prepare_scan(acquired, clean, folder, recipe))
         files = {f"{r.name}_{kind}.npy" for r in records for kind in KINDS}
         note = [asdict(replace(r, name=r.name.removeprefix(recipe.prefix))) for r in records]
         key = keys[1] if is_fully_sampled(acquired) else keys[0]
@@ -231,8 +233,10 @@ def _records(
     return records
 
 
-def _open(source: Path | Volume, recipe: _Recipe) -> tuple[Scan, Scan | None]:
-    """The scan, and for volumes the noise-free one."""
+def _open(source: Path | Volume, scan: Scan | None, recipe: _Recipe) -> tuple[Scan, Scan | None]:
+    """The scan, which may be open already, and for volumes the noise-free one."""
+    if scan:
+        return scan, None
     if isinstance(source, Path) and not is_volume(source):
         return load_scan(source), None
     volume = source if isinstance(source, Volume) else load_volume(source)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -236,6 +237,54 @@ def test_processes_that_share_it_and_are_killed_leave_whole_entries(tmp_path):
     whole = [name for name in entries(cache) if not name.startswith(".")]
     sizes = [json.loads((cache.folder / name / MANIFEST).read_text())["files"] for name in whole]
     assert sum(sum(files.values()) for files in sizes) <= 2000 * 1.1 + 200 * len(workers)
+
+
+TAKE_TURN = """
+import sys
+from pathlib import Path
+from mri_ambient.cache import Cache
+
+print("asks", flush=True)
+with Cache(Path(sys.argv[1]), 1e9).turn(sys.argv[2]):
+    print("inside", flush=True)
+    sys.stdin.read()
+"""
+
+
+class TestTurns:
+    @pytest.fixture
+    def process(self, tmp_path):
+        """Starts a process that asks for its turn with a key."""
+        started = []
+
+        def start(key):
+            command = [sys.executable, "-c", TAKE_TURN, tmp_path / "cache", key]
+            started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert started[-1].stdout.readline() == b"asks\n"
+            return started[-1]
+
+        yield start
+        for one in started:
+            one.kill()
+            one.communicate()
+
+    def test_a_second_process_waits_until_the_first_is_gone(self, process):
+        pytest.importorskip("fcntl", reason="this system cannot lock files")
+        first = process(key_of("a"))
+        assert first.stdout.readline() == b"inside\n"
+        second = process(key_of("a"))
+        assert not select.select([second.stdout], [], [], 0.5)[0]
+        first.kill()
+        assert second.stdout.readline() == b"inside\n"
+
+    def test_other_keys_do_not_wait(self, process):
+        for name in "ab":
+            assert process(key_of(name)).stdout.readline() == b"inside\n"
+
+    def test_there_is_no_waiting_where_nothing_can_be_locked(self, tmp_path):
+        (tmp_path / "file").touch()
+        with Cache(tmp_path / "file" / "cache", 1e9).turn(key_of("a")):
+            pass
 
 
 class TestFingerprint:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import h5py
@@ -30,6 +32,21 @@ def zero_filled(item):
     """A first reconstruction that costs nothing."""
     return item.operator.adjoint(item.kspace)
 
+
+PREPARE = """
+import sys
+from pathlib import Path
+from mri_ambient.cache import Cache
+from mri_ambient.preparation import Simulation, find_sources, prepare
+
+folder = Path(sys.argv[1])
+cache = Cache(folder / "cache", 1e9)
+print("ready", flush=True)
+sys.stdin.readline()
+scans = find_sources([folder / "*.h5"])
+prepare(scans, folder / sys.argv[2], mask="random", accel=(2,), simulation=Simulation(2), seed=0, cache=cache)
+print(cache.hits)
+"""
 
 SETTINGS = {"mask": "random", "accel": (2, 3), "simulation": Simulation(2), "seed": 0, "reconstruct": zero_filled}
 
@@ -141,6 +158,22 @@ class TestSharing:
         for name, array in arrays(alone).items():
             np.testing.assert_array_equal(arrays(first)[name], array)
             np.testing.assert_array_equal(arrays(second)[name], array)
+
+    def test_runs_that_start_together_prepare_each_scan_once(self, archive, tmp_path):
+        pytest.importorskip("fcntl", reason="this system cannot lock files")
+        for name in "cdef":
+            shutil.copy(archive / "a.h5", tmp_path / f"{name}.h5")
+        runs = [
+            subprocess.Popen(
+                [sys.executable, "-c", PREPARE, tmp_path, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for run in ("first", "second")
+        ]
+        assert [run.stdout.readline() for run in runs] == ["ready\n"] * 2
+        for run in runs:
+            run.stdin.write("go\n")
+            run.stdin.flush()
+        assert sum(int(run.communicate()[0]) for run in runs) == 4
 
     def test_what_a_run_replaces_stays_in_the_cache_as_it_was(self, archive, tmp_path, cache):
         first = prepare([archive / "a.h5"], tmp_path / "first", cache=cache, **SETTINGS)
