@@ -104,7 +104,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.modulation(condition)[..., None, None].chunk(2, dim=1)
-        hidden = self.first(nn.functional.silu(x)) * (1 + scale) + shift
+        hidden = torch.addcmul(shift, self.first(nn.functional.silu(x)), 1 + scale)
         return self.shortcut(x) + self.second(nn.functional.silu(hidden))
 
 

@@ -113,24 +113,19 @@ class MeasuredSlice:
 
     def conditional(self, mean: Tensor, spread: float) -> Tensor:
         """Mean (samples, y, x) of x given the data, if ``x ~ N(mean, spread^2 I)`` before."""
-        return self._solve(self.adjoint, mean, spread, mean)
+        ratio = (self.noise_std / spread) ** 2
+        return self.solver.solve(self.adjoint + ratio * mean, ratio, initial=mean)
 
     def conditional_draw(
         self, mean: Tensor, fluctuation: Tensor, spread: float, generators: Sequence[torch.Generator]
     ) -> Tensor:
         """`conditional` of perturbed mean and data: a draw, if the fluctuation is one of ``N(0, spread^2 I)``."""
-        data = self.adjoint + self.noise_std * self._data_noise(generators)
-        return self._solve(data, mean + fluctuation, spread, mean)
-
-    def _solve(self, data: Tensor, image: Tensor, spread: float, initial: Tensor) -> Tensor:
-        ratio = (self.noise_std / spread) ** 2
-        return self.solver.solve(data + ratio * image, ratio, initial=initial)
-
-    def _data_noise(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """``A^H n`` (samples, y, x) for white noise ``n`` of standard deviation 1 per component."""
-        if isinstance(self.solver, RowSolver):  # the same covariance, from less noise
-            return self.solver.apply(torch.sqrt, self.noise(generators))
-        return self.operator.adjoint(self.noise(generators, coils=True))
+        ratio, image = (self.noise_std / spread) ** 2, mean + fluctuation
+        rhs = self.adjoint + ratio * image
+        if isinstance(self.solver, RowSolver):
+            return self.solver.solve_noisy(rhs, self.noise_std * self.noise(generators), ratio)
+        data_noise = self.operator.adjoint(self.noise(generators, coils=True))
+        return self.solver.solve(rhs + self.noise_std * data_noise, ratio, initial=mean)
 
 
 class PosteriorDenoiser(MeasuredSlice):

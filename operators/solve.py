@@ -184,40 +184,69 @@ class RowSolver:
         owner = torch.nonzero(self._support)[:, 0]
         blocks = rows.conj().transpose(-1, -2) @ rows  # (rows, x, x)
         blocks *= circulant if len(circulant) == 1 else circulant[owner]
-        values, self._vectors = eigh(blocks)
+        values, vectors = eigh(blocks)
         self.eigenvalues = values.clamp_min(0)
+        self._basis = torch.view_as_real(vectors.mT.contiguous()).flatten(-2)  # (rows, vector, 2 x), real
 
-    def apply(self, function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        """``f(A^H A) image``: `function` maps eigenvalues (rows, x, 1) to factors that broadcast with (rows, x, items).
+    def apply(self, *terms: tuple[Callable[[Tensor], Tensor], Tensor]) -> Tensor:
+        """Sum of ``f(A^H A) image`` over pairs of a function and an image.
 
-        Rows outside the coil support have eigenvalue zero. `image` is (..., y, x), with leading axes beyond the
-        operator's own taken as items that share it.
+        A function maps eigenvalues (rows, 1, x) to factors that broadcast with (rows, items, x). Rows outside the coil
+        support have eigenvalue zero. Images are (..., y, x), all of one shape, with leading axes beyond the operator's
+        own taken as items that share it.
         """
-        batch = len(self.image_shape) - 2
-        image = as_complex(image)
-        items = image.shape[: image.ndim - 2 - batch]
-        core = image.reshape(math.prod(items), *(self.image_shape[:-2] or (1,)), *self.image_shape[-2:])
-        columns = core.permute(1, 2, 3, 0)  # (batch, y, x, items)
-        outside = function(torch.zeros(1, 1, 1, device=image.device)) * columns
-        rows = columns[self._support]
-        rows = self._vectors @ (function(self.eigenvalues[..., None]) * (self._vectors.mH @ rows))
+        functions, images = zip(*terms, strict=True)
+        columns = torch.stack([self._columns(as_complex(image)) for image in images], 2)  # (batch, y, term, items, x)
+        factors = [function(self.eigenvalues[:, None]) for function in functions]
+        values = self._analyse(columns[self._support].flatten(1, 2)).chunk(len(terms), 1)
+        rows = self._synthesise(sum(f * v for f, v in zip(factors, values, strict=True)))
+        zero = torch.zeros(1, 1, 1, device=columns.device)
+        outside = sum(function(zero) * column for function, column in zip(functions, columns.unbind(2), strict=True))
         outside = outside.contiguous()
         outside[self._support] = rows
-        return outside.permute(3, 0, 1, 2).reshape(image.shape)
+        return outside.permute(2, 0, 1, 3).reshape(images[0].shape)
+
+    def _columns(self, image: Tensor) -> Tensor:
+        """Items beside one another: (batch, y, items, x)."""
+        batch = len(self.image_shape) - 2
+        items = image.shape[: image.ndim - 2 - batch]
+        core = image.reshape(math.prod(items), *(self.image_shape[:-2] or (1,)), *self.image_shape[-2:])
+        return core.permute(1, 2, 0, 3)
+
+    def _analyse(self, rows: Tensor) -> Tensor:
+        """``V^H`` times rows (rows, items, x), as a real product: with few items complex ones are slow."""
+        real = torch.cat([torch.view_as_real(part.contiguous()).flatten(-2) for part in (rows, -1j * rows)], -2)
+        both = real @ self._basis.mT
+        return torch.complex(*both.chunk(2, -2))
+
+    def _synthesise(self, values: Tensor) -> Tensor:
+        """``V`` times values (rows, items, x)."""
+        both = (torch.cat([values.real, values.imag], -2) @ self._basis).unflatten(-1, (-1, 2))
+        real, imaginary = torch.view_as_complex(both).chunk(2, -2)
+        return real + 1j * imaginary
 
     def solve(self, rhs: Tensor, regularisation: float | Tensor, initial: Tensor | None = None) -> Tensor:
         """Exact solution of ``(A^H A + regularisation) u = rhs``; the regularisation is one positive number an item."""
         del initial  # an exact solver needs no starting point
+        lam = self._per_item(regularisation)
+        return self.apply((lambda e: 1.0 / (e + lam), rhs))
+
+    def solve_noisy(self, rhs: Tensor, noise: Tensor, regularisation: float | Tensor) -> Tensor:
+        """`solve` of ``rhs + (A^H A)^{1/2} noise``; white noise then has the covariance of ``A^H n`` with white *n*."""
+        lam = self._per_item(regularisation)
+        return self.apply((lambda e: 1.0 / (e + lam), rhs), (lambda e: e.sqrt() / (e + lam), noise))
+
+    def _per_item(self, regularisation: float | Tensor) -> Tensor:
         lam = torch.as_tensor(regularisation, dtype=self.eigenvalues.dtype, device=self.eigenvalues.device)
-        return self.apply(lambda e: 1.0 / (e + lam), rhs)
+        return lam[..., None] if lam.ndim else lam
 
     def pseudo_inverse(self, image: Tensor, tolerance: float = 1e-3) -> Tensor:
         """``(A^H A)^+ image``: eigenvalues below `tolerance` count as zero."""
-        return self.apply(lambda e: torch.where(e > tolerance, 1.0 / e.clamp_min(tolerance), 0.0), image)
+        return self.apply((lambda e: torch.where(e > tolerance, 1.0 / e.clamp_min(tolerance), 0.0), image))
 
     def project(self, image: Tensor, tolerance: float = 1e-3) -> Tensor:
         """Projection on the measured subspace, the range of ``A^H``."""
-        return self.apply(lambda e: (e > tolerance).to(e.dtype), image)
+        return self.apply((lambda e: (e > tolerance).to(e.dtype), image))
 
 
 def normal_solver(operator: Sense) -> RowSolver | CgSolver:

@@ -75,7 +75,19 @@ def test_rows_are_exact(shape, hole):
     op, rhs = make(shape, hole=hole), normal(shape, 1)
     solver = RowSolver(op)
     torch.testing.assert_close(solver.solve(rhs, 0.05), exact(op, rhs, 0.05))
-    torch.testing.assert_close(solver.apply(lambda e: e, rhs), op.normal(rhs))
+    torch.testing.assert_close(solver.apply((lambda e: e, rhs)), op.normal(rhs))
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_noisy_rows_are_those_of_the_square_root_of_the_normal_operator(hole):
+    op, rhs, noise = make((5, 7), hole=hole), normal((3, 5, 7), 1), normal((3, 5, 7), 2)
+    values, vectors = torch.linalg.eigh(dense(op.normal, op.image_shape))
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.mH
+    levels = torch.tensor([0.01, 0.1, 1.0], dtype=torch.float64)
+    found = RowSolver(op).solve_noisy(rhs, noise, levels)
+    for one, b, n, level in zip(found, rhs, noise, levels, strict=True):
+        expected = exact(op, b + (root @ n.flatten()).reshape(b.shape), float(level))
+        torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_batches_and_samples():
@@ -100,7 +112,7 @@ def test_rows_of_several_sets_of_maps(shape, sets):
     found = solver.solve(rhs, 0.05)
     for one, expected in zip(found, rhs, strict=True):
         torch.testing.assert_close(one, exact(op, expected, 0.05))
-    torch.testing.assert_close(solver.apply(lambda e: e, rhs), op.normal(rhs))
+    torch.testing.assert_close(solver.apply((lambda e: e, rhs)), op.normal(rhs))
     torch.testing.assert_close(CgSolver(op, 300, 1e-12).solve(rhs, 0.05), found)
 
 
