@@ -18,7 +18,7 @@ from pathlib import Path
 import mri_ambient as ma
 from mri_ambient.operators import MaskPattern
 from mri_ambient.phantoms import phantom_volume
-from mri_ambient.training import Silent
+from mri_ambient.reporter import Silent
 
 PROJECT = Path(__file__).resolve().parents[1]
 TRAINING = ("patient01", "patient03", "patient12")

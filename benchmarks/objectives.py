@@ -27,6 +27,7 @@ from mri_ambient.objectives.bootstrap import CentreView, view_config, view_to_di
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.preparation import Simulation, prepare
 from mri_ambient.prior import save_prior
+from mri_ambient.run_state import choose_device, new_state
 from mri_ambient.streams import stream
 
 GOALS = {"gsure": 3.0, "ambient": 1.15}
@@ -97,7 +98,7 @@ def seconds(config, state, objective, data, first, count, device):
 
 def measure(args, folder):
     """Kind of step -> seconds of a step in every run."""
-    device, precision = training.choose_device(args.device, args.precision)
+    device, precision = choose_device(args.device, args.precision)
     data = prepare(
         [phantom_volume(4, (args.matrix, args.matrix), seed) for seed in range(2)],
         folder / "data",
@@ -111,7 +112,7 @@ def measure(args, folder):
     wanted = {kind for method in args.method for kind in methods[method]}
     configs = configurations(args, folder)
     names = {configuration for kind, (configuration, _) in kinds.items() if kind in wanted}
-    states = {name: training.new_state(configs[name], device, precision) for name in names}
+    states = {name: new_state(configs[name], device, precision) for name in names}
     times = {kind: [] for kind in kinds if kind in wanted}
     for run in range(-1, args.runs):  # the first one warms up
         order = list(times)

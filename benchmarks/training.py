@@ -29,11 +29,14 @@ from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.calibration import calibrate, prepare_slice
 from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import PreparedSlices
+from mri_ambient.methods import objective_of
 from mri_ambient.operators import MaskPattern
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.preparation import Simulation, prepare
 from mri_ambient.prior import Prior
 from mri_ambient.recon.posterior import sample_posterior
+from mri_ambient.reporter import Silent
+from mri_ambient.run_state import choose_device, new_state
 from mri_ambient.streams import stream
 
 SIZE = 160
@@ -75,7 +78,7 @@ def rate(device, precision):
     return max(2 * side**3 / product, 2 * 9 * 64 * image.numel() / convolution)
 
 
-class Clock(training.Silent):
+class Clock(Silent):
     """When every training step was done."""
 
     def __init__(self):
@@ -92,8 +95,8 @@ class Variant:
         device, precision, self.compiled = VARIANTS[name]
         self.name, self.preset, self.data = name, preset, data
         self.config = TrainConfig(preset=preset, images=steps * TrainConfig.batch, refreshes=())
-        self.device, self.precision = training.choose_device(device, precision)
-        self.state = training.new_state(self.config, self.device, self.precision)
+        self.device, self.precision = choose_device(device, precision)
+        self.state = new_state(self.config, self.device, self.precision)
         self.flops = self._training_flops(), self._evaluation_flops()
         if self.compiled is not None:
             self.state.denoiser.network.compile(**self.compiled)
@@ -102,7 +105,7 @@ class Variant:
     def _training_flops(self):
         batch = training.examples(self.data, self.config, stream(0, "batch", 0)).to(self.device)
         with FlopCounterMode(display=False) as counter:
-            training.objective_of(self.config).loss(self.state.denoiser, batch, stream(0, "loss")).backward()
+            objective_of(self.config).loss(self.state.denoiser, batch, stream(0, "loss")).backward()
         return counter.get_total_flops()
 
     def _evaluation_flops(self):

@@ -21,9 +21,9 @@ from mri_ambient.prior import load_prior
 from mri_ambient.recon.consistency import pooled
 from mri_ambient.recon.pipeline import Reconstructor, open_prior
 from mri_ambient.recon.settings import Settings
+from mri_ambient.run_state import choose_device
 from mri_ambient.scan import load_scan
 from mri_ambient.simulate import simulate_scan
-from mri_ambient.training import choose_device
 from mri_ambient.volumes import load_volume
 
 NOISE = (1.0, 0.5, 2.0)  # of the right level

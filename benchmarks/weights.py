@@ -35,13 +35,16 @@ from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import PreparedSlices
 from mri_ambient.denoiser import log_uniform, wiener
+from mri_ambient.methods import objective_of
 from mri_ambient.objectives import Ambient
 from mri_ambient.objectives.ambient import further_undersample
 from mri_ambient.objectives.base import complex_normal, expected_error
 from mri_ambient.operators import Sense
 from mri_ambient.preparation import Simulation, find_sources, prepare
 from mri_ambient.recon.pipeline import open_prior
+from mri_ambient.run_state import choose_device, new_state
 from mri_ambient.streams import stream
+from mri_ambient.training_data import first_reconstruction
 
 FORMS = (
     "supervised", "1/P", "P/P", "sqrt(P)/P", "Hajek", "unweighted", "1/P - wiener", "1/P - teacher", "1/P - stored",
@@ -75,7 +78,7 @@ def prepared(args, family, accel, folder):
         "simulation": Simulation(args.coils, 0.02, (args.matrix,)),
         "seed": 0,
     }
-    data = prepare(sources, folder / "scans", reconstruct=training.first_reconstruction, **settings)
+    data = prepare(sources, folder / "scans", reconstruct=first_reconstruction, **settings)
     return data, Paired(data, prepare(sources, folder / "truth", **settings))
 
 
@@ -182,12 +185,12 @@ def study(args, denoiser, teacher, data):
 
 def network(args, data):
     """The prior named, or a network after a few steps of ambient training."""
-    device, precision = training.choose_device("cpu", args.precision)
+    device, precision = choose_device("cpu", args.precision)
     if args.prior is not None:
         return open_prior(args.prior, device, precision).denoiser.requires_grad_(True)
     config = TrainConfig(preset=args.preset, images=6 * args.warm_up, seed=args.seed)
-    state = training.new_state(config, device, precision)
-    objective = training.objective_of(config)
+    state = new_state(config, device, precision)
+    objective = objective_of(config)
     for step in range(config.steps):
         batch = training.examples(data, config, stream(config.seed, "batch", step))
         training.train_step(config, state, objective, batch)
@@ -210,7 +213,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     keep_freed_memory()
-    teacher = open_prior(args.teacher, *training.choose_device("cpu", args.precision)).denoiser
+    teacher = open_prior(args.teacher, *choose_device("cpu", args.precision)).denoiser
     source = args.prior or f"{args.preset} after {args.warm_up} steps"
     print(f"network {source}, {args.samples} samples, strips of 64 x {args.matrix}, {args.coils} coils\n")
     print("| mask | estimate | V / S | cosine with supervised | efficiency |\n|---|---|---|---|---|")

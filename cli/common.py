@@ -140,7 +140,7 @@ def print_table(titles: list[str], rows: list[list[str]]) -> None:
 class Terminal:
     """Shows what a long job reports: a bar with the time left while standard error is a terminal, and lines.
 
-    Implements `mri_ambient.training.Reporter`; a context manager.
+    Implements `mri_ambient.reporter.Reporter`; a context manager.
 
     Parameters
     ----------

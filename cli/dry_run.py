@@ -18,12 +18,15 @@ from mri_ambient import training, training_data
 from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import PreparedSlices
 from mri_ambient.denoiser import count_parameters
+from mri_ambient.methods import needs_references, objective_of
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.preparation import Simulation, find_sources, is_fully_sampled, is_volume, prepare
 from mri_ambient.recon.meter import counted, duration
 from mri_ambient.recon.places import check_folder
+from mri_ambient.run_state import State, choose_device, new_state
 from mri_ambient.scan import load_scan
 from mri_ambient.streams import stream
+from mri_ambient.training_data import check_resumable
 from mri_ambient.volumes import load_volume
 
 _TIMED = 2  # steps, after one that warms up
@@ -60,15 +63,15 @@ def make_plan(
         If settings, first scan or folder are unusable.
     """
     config = TrainConfig(**settings)
-    place, number_type = training.choose_device(device, precision)
+    place, number_type = choose_device(device, precision)
     check_folder(folder)
     resumes = (folder / "config.json").exists()
     if resumes:
-        training.check_resumable(folder, config)  # with the file there, it only compares
+        check_resumable(folder, config)  # with the file there, it only compares
     sources = find_sources(data) if data else []
     held_out = find_sources(validation) if validation else []
     first = _first(sources, config)
-    state = training.new_state(config, place, number_type)
+    state = new_state(config, place, number_type)
     costs = _measure(config, state, first["coils"], first["matrix"])
     slices = first["slices"] * (len(sources) + len(held_out) if data else training_data.PHANTOMS)
     return {
@@ -163,7 +166,7 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2g} GB"
 
 
-def _measure(config: TrainConfig, state: training.State, coils: int, matrix: Sequence[int]) -> Costs:
+def _measure(config: TrainConfig, state: State, coils: int, matrix: Sequence[int]) -> Costs:
     """Prepare a slice of a phantom and make real training steps on it."""
     device = state.denoiser.device
     shape = max(matrix[0], _MATRIX), max(matrix[1], _MATRIX)
@@ -174,7 +177,7 @@ def _measure(config: TrainConfig, state: training.State, coils: int, matrix: Seq
         prepared = _phantom(config, coils, shape, folder)
         slice_seconds = time.monotonic() - began
         slice_bytes = sum(path.stat().st_size for path in folder.iterdir())
-        objective = training.objective_of(config)
+        objective = objective_of(config)
         for number in range(1 + _TIMED):
             if number == 1:
                 began = time.monotonic()
@@ -193,7 +196,7 @@ def _phantom(config: TrainConfig, coils: int, shape: tuple[int, int], folder: Pa
         accel=config.accel,
         simulation=Simulation(coils),
         seed=config.seed,
-        reconstruct=None if training.needs_references(config) else training_data.first_reconstruction,
+        reconstruct=None if needs_references(config) else training_data.first_reconstruction,
     )
 
 

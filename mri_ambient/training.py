@@ -24,7 +24,7 @@ from mri_ambient.config import END_TO_END, RECONSTRUCTIONS, TrainConfig
 from mri_ambient.dataset import PreparedSlices, Record, save_array
 from mri_ambient.denoiser import Denoiser, count_parameters
 from mri_ambient.errors import InputError
-from mri_ambient.methods import check_data, needs_references, objective_of
+from mri_ambient.methods import check_data, objective_of
 from mri_ambient.objectives import Batch, Objective
 from mri_ambient.objectives.bootstrap import parse_view, view_to_dict
 from mri_ambient.operators import CgSolver
@@ -33,32 +33,8 @@ from mri_ambient.prior import RUN_FILE, Prior, save_prior
 from mri_ambient.reporter import Reporter, Silent
 from mri_ambient.run_state import State, choose_device, new_state, restore, save
 from mri_ambient.streams import stream
-from mri_ambient.training_data import begin, check_resumable, held_out_patients, load_data
+from mri_ambient.training_data import begin
 from mri_ambient.validation import denoiser_error, panel, validate
-
-__all__ = [
-    "Reporter",
-    "Run",
-    "Silent",
-    "State",
-    "begin",
-    "check_data",
-    "check_resumable",
-    "choose_device",
-    "examples",
-    "held_out_patients",
-    "improved",
-    "learn",
-    "learning_rate",
-    "load_data",
-    "make_card",
-    "needs_references",
-    "new_state",
-    "objective_of",
-    "train",
-    "train_step",
-    "validate",
-]
 
 SAVE_SECONDS = 60.0
 LOG_EVERY = 50  # steps

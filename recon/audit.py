@@ -66,10 +66,12 @@ from mri_ambient.prior import RUN_FILE, Prior, find_prior
 from mri_ambient.recon.generation import check_request, generate
 from mri_ambient.recon.meter import counted
 from mri_ambient.recon.pipeline import open_prior
+from mri_ambient.reporter import Reporter, Silent
+from mri_ambient.run_state import choose_device
 from mri_ambient.scan import Scan, load_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.streams import stream
-from mri_ambient.training import Reporter, Silent, choose_device, held_out_patients
+from mri_ambient.training_data import held_out_patients
 from mri_ambient.volumes import load_volume
 
 SIDE = 32

@@ -50,8 +50,9 @@ from mri_ambient.recon.ledger import Ledger, plain, require_same, run
 from mri_ambient.recon.places import check_folder
 from mri_ambient.recon.settings import LEARNED, Settings, check_use
 from mri_ambient.recon.settings import METHODS as KNOWN
+from mri_ambient.reporter import Reporter, Silent
+from mri_ambient.run_state import choose_device
 from mri_ambient.scan import load_scan
-from mri_ambient.training import Reporter, Silent, choose_device
 from mri_ambient.volumes import load_volume
 
 ACCELERATIONS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)

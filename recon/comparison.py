@@ -34,9 +34,9 @@ from mri_ambient.recon.coverage import coverage
 from mri_ambient.recon.grappa import RIDGE, grappa
 from mri_ambient.recon.pipeline import Reconstructor, open_prior, undersample
 from mri_ambient.recon.settings import SAMPLED, Settings
+from mri_ambient.run_state import choose_device
 from mri_ambient.scan import Scan, load_scan, require_acs
 from mri_ambient.simulate import simulate_scan
-from mri_ambient.training import choose_device
 from mri_ambient.volumes import load_volume
 
 METRICS: dict[str, Callable[[Any, Any], float]] = {"psnr": psnr, "ssim": ssim, "nmse": nmse}

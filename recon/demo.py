@@ -13,9 +13,9 @@ from mri_ambient.recon.pipeline import reconstruct
 from mri_ambient.recon.places import check_folder
 from mri_ambient.recon.result import load_reconstruction
 from mri_ambient.recon.settings import Settings
+from mri_ambient.reporter import Reporter, Silent
 from mri_ambient.scan import write_scan
 from mri_ambient.simulate import simulate_scan
-from mri_ambient.training import Reporter, Silent
 
 SEED = 999  # a head that the built-in training population (numbers 1000 n to 1000 n + 39) never draws
 ACCEL = 4.0

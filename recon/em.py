@@ -45,9 +45,11 @@ from mri_ambient.prior import RUN_FILE, Prior, load_prior, save_prior
 from mri_ambient.recon.pipeline import open_prior
 from mri_ambient.recon.posterior import sample_posterior
 from mri_ambient.recon.training_report import Paging
-from mri_ambient.run_state import new_network, new_state, require_same_network
+from mri_ambient.reporter import Reporter, Silent
+from mri_ambient.run_state import choose_device, new_network, new_state, require_same_network
 from mri_ambient.streams import stream
-from mri_ambient.training import Reporter, Run, Silent
+from mri_ambient.training import Run
+from mri_ambient.training_data import begin
 from mri_ambient.validation import denoiser_error
 
 
@@ -142,11 +144,11 @@ def train_em(
     config = TrainConfig(**{**settings, "method": "em"})
     reporter = reporter or Silent()
     keep_freed_memory()
-    place, number_type = training.choose_device(device, precision)
+    place, number_type = choose_device(device, precision)
     initial = load_prior(str(config.init))
     require_same_network(initial, new_network(config), config)
     folder = Path(out)
-    slices, held_out = training.begin(data, validation, config, folder, reporter)
+    slices, held_out = begin(data, validation, config, folder, reporter)
     job = _Job(config, folder, slices, held_out, place, number_type, compile, notes or {}, reporter)
     laps = config.laps or 1
     for lap in range(1, laps + 1):

@@ -32,8 +32,9 @@ from mri_ambient.recon.places import check_folder, find_scans, output_folders, r
 from mri_ambient.recon.report import ReportWriter
 from mri_ambient.recon.result import ReconstructionWriter, image_geometry, load_reconstruction
 from mri_ambient.recon.settings import LEARNED, SAMPLED, Settings
+from mri_ambient.reporter import Reporter, Silent
+from mri_ambient.run_state import choose_device
 from mri_ambient.scan import Scan, scan_of
-from mri_ambient.training import Reporter, Silent, choose_device
 
 _WRITERS = {
     "nifti": (".nii.gz", write_nifti),

@@ -51,8 +51,9 @@ from mri_ambient.recon.export import write_png
 from mri_ambient.recon.pipeline import open_prior
 from mri_ambient.recon.places import check_folder
 from mri_ambient.recon.result import Reconstruction
+from mri_ambient.reporter import Reporter, Silent
+from mri_ambient.run_state import choose_device
 from mri_ambient.streams import stream
-from mri_ambient.training import Reporter, Silent, choose_device
 
 STEPS = 50
 PIXELS = 2**18  # at most so many in one call of the network

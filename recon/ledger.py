@@ -19,7 +19,7 @@ import torch
 from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.dataset import write_atomically
 from mri_ambient.errors import InputError
-from mri_ambient.training import Reporter
+from mri_ambient.reporter import Reporter
 
 
 class Task(Protocol):

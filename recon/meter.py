@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mri_ambient.recon.pipeline import Reconstructor
 from mri_ambient.recon.settings import SAMPLED
-from mri_ambient.training import Reporter
+from mri_ambient.reporter import Reporter
 
 WORTH_SAYING = 20  # seconds
 WARM_UP, TIMED = 2, 4  # calls of the network: the speed is measured from the end of one to the end of the other

@@ -43,9 +43,9 @@ from mri_ambient.recon.posterior import sample_posterior
 from mri_ambient.recon.result import Reconstruction, image_geometry
 from mri_ambient.recon.samplers import SAMPLERS, Problem, further_mask, sample, through_mask
 from mri_ambient.recon.settings import CLASSICAL, LEARNED, SAMPLED, Settings, check_use
+from mri_ambient.run_state import choose_device
 from mri_ambient.scan import Scan
 from mri_ambient.streams import stream
-from mri_ambient.training import choose_device
 
 REFINEMENT = 5  # noise-free steps from the average of the samples to the estimate
 CHECKED_SLICES = 3  # of a volume, evenly spread

@@ -9,15 +9,19 @@ from mri_ambient import baselines, training
 from mri_ambient.baselines import Unet, UnetConfig, VarNet, VarNetConfig
 from mri_ambient.config import TrainConfig
 from mri_ambient.errors import InputError
+from mri_ambient.methods import objective_of
 from mri_ambient.objectives import Batch, EndToEnd
 from mri_ambient.objectives.base import complex_normal
 from mri_ambient.operators import MaskPattern, Sense
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.prior import load_prior, save_prior
 from mri_ambient.recon import reconstruct
+from mri_ambient.reporter import Silent
+from mri_ambient.run_state import new_state
 from mri_ambient.scan import load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training import train
+from mri_ambient.training_data import load_data
 
 SMALL = UnetConfig(channels=4, levels=2)
 SMALL_VARNET = VarNetConfig(channels=4, levels=2, cascades=3)
@@ -142,11 +146,11 @@ def scans(tmp_path_factory):
 @pytest.mark.parametrize("method", ["unet", "varnet"])
 def test_training_lowers_the_loss_on_whole_slices(scans, tmp_path, method):
     config = TrainConfig(method=method, preset="tiny", batch=2, images=60, accel=2, learning_rate=5e-3)
-    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    data, _ = load_data([scans], [], config, tmp_path, Silent())
     batch = training.examples(data, config, torch.Generator().manual_seed(0))
     assert batch.image.shape == (2, 48, 48)
-    state = training.new_state(config, torch.device("cpu"), torch.float32)
-    objective = training.objective_of(config)
+    state = new_state(config, torch.device("cpu"), torch.float32)
+    objective = objective_of(config)
     losses = [training.train_step(config, state, objective, batch)[0] for _ in range(30)]
     assert losses[-1] < 0.85 * losses[0]
 

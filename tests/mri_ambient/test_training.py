@@ -12,14 +12,19 @@ from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import PreparedSlices
 from mri_ambient.denoiser import PRESETS, DenoiserConfig
 from mri_ambient.errors import InputError
+from mri_ambient.methods import check_data
 from mri_ambient.operators import MaskPattern, Sense
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.preparation import find_sources
 from mri_ambient.prior import load_prior
 from mri_ambient.recon import reconstruct
+from mri_ambient.reporter import Silent
+from mri_ambient.run_state import new_state
 from mri_ambient.scan import Scan, load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
-from mri_ambient.training import check_resumable, learning_rate, train
+from mri_ambient.training import learning_rate, train
+from mri_ambient.training_data import check_resumable, load_data
+from mri_ambient.validation import validate
 
 SETTINGS = {"preset": "tiny", "batch": 2, "strip": 16, "images": 12, "accel": 2, "device": "cpu", "precision": "fp32"}
 
@@ -59,7 +64,7 @@ def test_a_run_leaves_a_prior_with_its_card_metrics_and_configuration(scans, tmp
 def test_a_killed_run_continues_as_if_nothing_had_happened(scans, tmp_path, method):
     whole = train([scans], out=tmp_path / "whole", method=method, **SETTINGS)
 
-    class Killer(training.Silent):
+    class Killer(Silent):
         def stage(self, text, done, total):
             if text == "training" and done >= 6:
                 raise KeyboardInterrupt
@@ -83,7 +88,7 @@ def test_another_seed_gives_another_prior(scans, tmp_path):
 
 def test_a_run_starts_from_a_prior(scans, tmp_path):
     first = train([scans], out=tmp_path / "a", **SETTINGS)
-    state = training.new_state(TrainConfig(preset="tiny", init=str(first.folder)), torch.device("cpu"), torch.float32)
+    state = new_state(TrainConfig(preset="tiny", init=str(first.folder)), torch.device("cpu"), torch.float32)
     for a, b in zip(weights(first.folder).values(), state.denoiser.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
@@ -103,7 +108,7 @@ def test_fine_tuning_learns_and_remembers_its_origin_when_it_is_resumed(scans, t
     first = train([scans], out=tmp_path / "first", **SETTINGS)
     origin = load_prior(first.folder).hash
 
-    class Killer(training.Silent):
+    class Killer(Silent):
         def stage(self, text, done, total):
             if text == "training" and done >= 6:
                 raise KeyboardInterrupt
@@ -118,7 +123,7 @@ def test_fine_tuning_learns_and_remembers_its_origin_when_it_is_resumed(scans, t
 
 def test_steps_that_are_not_finite_change_nothing_and_are_counted():
     config = TrainConfig(preset="tiny")
-    state = training.new_state(config, torch.device("cpu"), torch.float32)
+    state = new_state(config, torch.device("cpu"), torch.float32)
     before = {k: v.clone() for k, v in state.denoiser.state_dict().items()}
 
     class Broken:
@@ -134,7 +139,7 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted():
 def test_validation_uses_other_patients(scans, tmp_path):
     seen = []
 
-    class Listener(training.Silent):
+    class Listener(Silent):
         def say(self, text):
             seen.append(text)
 
@@ -145,18 +150,18 @@ def test_validation_uses_other_patients(scans, tmp_path):
 
 def test_the_heldout_error_finds_a_bad_network(scans, tmp_path):
     config = TrainConfig(**{k: v for k, v in SETTINGS.items() if k not in ("device", "precision")})
-    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
-    state = training.new_state(config, torch.device("cpu"), torch.float32)
-    good = training.validate(state.average, data, config)
-    assert good == training.validate(state.average, data, config)
+    data, _ = load_data([scans], [], config, tmp_path, Silent())
+    state = new_state(config, torch.device("cpu"), torch.float32)
+    good = validate(state.average, data, config)
+    assert good == validate(state.average, data, config)
     with torch.no_grad():
         state.average.network.head.bias += 20.0
-    assert training.validate(state.average, data, config) > 1.5 * good
+    assert validate(state.average, data, config) > 1.5 * good
 
 
 def test_prepared_strips_are_exact_smaller_scans(scans, tmp_path):
     config = TrainConfig(**{k: v for k, v in SETTINGS.items() if k not in ("device", "precision")}, method="supervised")
-    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    data, _ = load_data([scans], [], config, tmp_path, Silent())
     for augment in (False, True):
         batch = data.batch(4, 16, torch.Generator().manual_seed(0), augment=augment)
         op = Sense(batch.sensitivity_maps, batch.mask)
@@ -170,7 +175,7 @@ def test_prepared_strips_are_exact_smaller_scans(scans, tmp_path):
 
 def test_patches_are_turned_crops_of_the_images(scans, tmp_path):
     config = TrainConfig(**{k: v for k, v in SETTINGS.items() if k not in ("device", "precision")}, method="supervised")
-    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    data, _ = load_data([scans], [], config, tmp_path, Silent())
     data.records = data.records[:1]
     image = torch.from_numpy(data.array(data.records[0], "image").copy()).abs()
     crops = image.unfold(0, 9, 1).unfold(1, 9, 1).reshape(-1, 9, 9)
@@ -187,10 +192,8 @@ def test_patches_are_turned_crops_of_the_images(scans, tmp_path):
 def test_the_networks_own_reconstructions_replace_the_first_ones(scans, tmp_path):
     settings = {k: v for k, v in SETTINGS.items() if k not in ("device", "precision")}
     config = TrainConfig(**{**settings, "accel": 3})
-    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
-    clean = training.load_data(
-        [scans], [], replace(config, method="supervised", accel=1), tmp_path / "clean", training.Silent()
-    )[0]
+    data, _ = load_data([scans], [], config, tmp_path, Silent())
+    clean = load_data([scans], [], replace(config, method="supervised", accel=1), tmp_path / "clean", Silent())[0]
     record, truth = data.records[0], torch.from_numpy(clean.array(clean.records[0], "image").copy())
 
     class Oracle(torch.nn.Module):
@@ -208,7 +211,7 @@ def test_the_networks_own_reconstructions_replace_the_first_ones(scans, tmp_path
 
 def test_probabilities_come_from_the_pattern_or_from_the_archive(scans, tmp_path):
     config = TrainConfig(**{k: v for k, v in SETTINGS.items() if k not in ("device", "precision")})
-    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    data, _ = load_data([scans], [], config, tmp_path, Silent())
     record = data.records[0]
     assert bool((data.probability(record) == -1).all())  # a fixed number of random lines: exact form
     padded = replace(record, padding=(3, 2))
@@ -224,7 +227,7 @@ def test_probabilities_come_from_the_pattern_or_from_the_archive(scans, tmp_path
 def test_scans_take_the_accelerations_in_turn(scans, tmp_path):
     settings = {k: v for k, v in SETTINGS.items() if k not in ("device", "precision")}
     config = TrainConfig(**{**settings, "accel": (2, 3), "mask": "bernoulli"})
-    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
+    data, _ = load_data([scans], [], config, tmp_path, Silent())
     by_patient = {r.name[:5]: r.acceleration for r in data.records}
     assert list(by_patient.values()) == [(2.0, 3.0)[i % 2] for i in range(len(by_patient))]
     assert data.accelerations() == [2.0, 3.0]
@@ -263,11 +266,11 @@ def test_every_method_trains_a_prior_that_reconstructs(scans, tmp_path, settings
 
 def test_methods_refuse_data_that_break_their_assumptions(scans, tmp_path):
     config = TrainConfig(method="gsure", accel=2, mask="equispaced")
-    data, _ = training.load_data([scans], [], config, tmp_path, training.Silent())
-    training.check_data(config, data)
+    data, _ = load_data([scans], [], config, tmp_path, Silent())
+    check_data(config, data)
     data.records = [replace(r, noise_std=0.0) for r in data.records]
     with pytest.raises(InputError, match="noise level"):
-        training.check_data(config, data)
+        check_data(config, data)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,10 @@ from mri_ambient.recon.audit import (
     ratio_interval,
     similarities,
 )
+from mri_ambient.reporter import Silent
 from mri_ambient.scan import load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
-from mri_ambient.training import Silent, load_data
+from mri_ambient.training_data import load_data
 
 SHAPE, SLICES = (48, 40), 4
 

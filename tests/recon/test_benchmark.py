@@ -24,9 +24,9 @@ from mri_ambient.recon.figures import Curve, curves
 from mri_ambient.recon.grappa import grappa
 from mri_ambient.recon.ledger import Ledger
 from mri_ambient.recon.pipeline import undersample
+from mri_ambient.reporter import Silent
 from mri_ambient.scan import Scan, load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
-from mri_ambient.training import Silent
 
 CHEAP = {"methods": ("zero-filled", "sense"), "accels": (1, 2), "masks": ("random", "gaussian")}
 ONE = Conditions(slices=1, samples=2, steps=2, device="cpu", precision="fp32")

@@ -13,15 +13,17 @@ from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import PreparedSlices, Record, save_array
 from mri_ambient.denoiser import PRESETS, Denoiser, DenoiserConfig
 from mri_ambient.errors import InputError
+from mri_ambient.methods import objective_of
 from mri_ambient.objectives.supervised import Supervised
 from mri_ambient.operators import MaskPattern, Sense, ifft1c
 from mri_ambient.phantoms import phantom_volume
 from mri_ambient.prior import Prior, load_prior, save_prior
 from mri_ambient.recon import em
+from mri_ambient.reporter import Silent
 from mri_ambient.scan import write_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.streams import stream
-from mri_ambient.training import Silent, objective_of, train
+from mri_ambient.training import train
 
 SMALLEST = DenoiserConfig(channels=(4, 8), embedding=8)
 SETTINGS = {
