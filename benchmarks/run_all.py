@@ -1,6 +1,6 @@
-"""All comparisons of speed with other programs in one go, written as Markdown with machine, date and versions.
+"""All measurements of speed in one go, written as Markdown with machine, date and versions.
 
-    python benchmarks/run_all.py --out benchmarks/results.md      # about 20 minutes on two cores
+    python benchmarks/run_all.py --out benchmarks/results.md      # about an hour on two cores
 
 Peers: ``pip install -e ".[bench]"``, and BART on the PATH. One that is absent is left out.
 """
@@ -25,8 +25,11 @@ SCRIPTS: tuple[tuple[str, str, list[str], list[str]], ...] = (  # title, script,
         ["--coils", "16", "--size", "320", "320", "--many", "25", "1", "--widths"],
         [],
     ),
+    ("Training and sampling", "training.py", [], ["--presets", "tiny", "--steps", "3", "--slice", "4", "32", "40"]),
+    ("Growth", "growth.py", ["--runs", "2"], ["--parts", "slices", "--largest", "4"]),
+    ("Start-up", "startup.py", [], []),
 )
-INTRODUCTION = """# Speed beside other programs
+INTRODUCTION = """# Speed
 
 Made by `python benchmarks/run_all.py --out benchmarks/results.md`, or a section at a time with `--only`.
 
