@@ -66,11 +66,14 @@ def train_prior(name):
 
 
 def timings(args, deadline):
-    """Seconds of a 16 x 320 x 320 slice with the shipped prior, after one call that warms up."""
+    """Seconds of a 16 x 320 x 320 slice with the shipped prior, after one call that warms up; training and sampling."""
     volume = phantom_volume(1, (320, 320), seed=1)
     scan = ma.simulate_scan(volume, coils=16, pattern=MaskPattern("random", 4))
     seconds = [ma.reconstruct(scan, "brain", device=args.device).attributes["seconds"] for _ in range(4)][1:]
     (args.out / "timings.json").write_text(json.dumps({"recon 16 x 320 x 320, 8 x 25": sorted(seconds)}))
+    command = [sys.executable, "benchmarks/training.py", "--presets", args.preset, "--runs", "3"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    (args.out / "training_and_sampling.txt").write_text(done.stdout + done.stderr)
 
 
 def main():

@@ -42,7 +42,7 @@ from mri_ambient.operators.sense import SoftSense, side_by_side
 ERROR_FACTOR = 3.0  # error at the frequencies that undersampling hides, over the root mean square error
 SPREAD_FACTOR = 2.0  # error on the images of a chain, over the error on noised images
 START_REGULARISATION = 0.05  # of the least-squares image that the first noise is added to
-MIN_NOISE = 1e-4  # in prior units: below this data count as exact to single precision
+MIN_NOISE = 4e-3  # in prior units: errors of estimated coil maps are as large; docs/research-log.md
 
 
 class ImageDenoiser(Protocol):
@@ -125,7 +125,7 @@ class MeasuredSlice:
         if isinstance(self.solver, RowSolver):
             return self.solver.solve_noisy(rhs, self.noise_std * self.noise(generators), ratio)
         data_noise = self.operator.adjoint(self.noise(generators, coils=True))
-        return self.solver.solve(rhs + self.noise_std * data_noise, ratio, initial=mean)
+        return self.solver.solve(rhs + self.noise_std * data_noise, ratio, initial=image)
 
 
 class PosteriorDenoiser(MeasuredSlice):

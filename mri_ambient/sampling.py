@@ -19,11 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mri_ambient.errors import InputError
+from mri_ambient.operators.arrays import as_tensor
 
 ReadBlock = Callable[[int, int, slice], NDArray[np.complexfloating]]
 """K-space (rows, x) of (slice, coil, rows)."""
@@ -186,7 +186,7 @@ def _last_true(values: NDArray[np.bool_]) -> int:
 
 def fitting_mask(mask: Tensor | NDArray, shape: tuple[int, int, int, int]) -> NDArray[np.bool_]:
     """A mask as bool array (x,), (y, x) or (slice, 1 or y, x); raise InputError unless it fits (slice, coil, y, x)."""
-    values = torch.as_tensor(mask).detach().cpu().numpy()
+    values = as_tensor(mask).detach().cpu().numpy()
     slices, _, height, width = shape
     allowed = {(width,), (1, width), (height, width), (slices, 1, width), (slices, height, width)}
     if values.shape not in allowed:

@@ -2,33 +2,58 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+MOST_ON_GPU = 2**14  # matrices that are decomposed at once
+ORTHONORMAL = 1e-3  # largest error of the products of eigenvectors
+
+
+def as_tensor(x: Any) -> Tensor:
+    """`torch.as_tensor`, also for NumPy arrays that run backwards in memory or have another byte order."""
+    if isinstance(x, np.ndarray):
+        x = np.asarray(x, x.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(x)
 
 
 def as_complex(x: Any) -> Tensor:
     """Return `x` as a complex tensor: complex128 stays, everything else becomes complex64."""
-    x = torch.as_tensor(x)
+    x = as_tensor(x)
     return x if x.dtype == torch.complex128 else x.to(torch.complex64)
 
 
 def as_mask(x: Any) -> Tensor:
     """Return `x` as a bool tensor, True where it is not zero."""
-    x = torch.as_tensor(x)
+    x = as_tensor(x)
     return x if x.dtype == torch.bool else x != 0
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of Hermitian matrices, in double precision where single does not converge.
+    """Eigenvalues and eigenvectors of Hermitian matrices (..., n, n), in double precision where single fails.
 
     That happens with matrices of which nearly all eigenvalues are equal, such as those of image rows with few pixels
-    inside the coil support. LAPACK then reports an error, or returns values that are not finite.
+    inside the coil support. LAPACK then reports an error, or returns values that are not finite. Batched solvers on a
+    GPU fail with many matrices, and are known to have returned vectors that are not orthonormal (PyTorch issue 192483):
+    there they are given parts, and what they return is checked.
     """
+    if not matrices.is_cuda or matrices.ndim < 3:
+        return _eigh(matrices)
+    values, vectors = zip(*(_eigh(part) for part in matrices.split(MOST_ON_GPU)), strict=True)
+    return torch.cat(values), torch.cat(vectors)
+
+
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     try:
         values, vectors = torch.linalg.eigh(matrices)
-        converged = bool(torch.isfinite(values).all()) and bool(torch.isfinite(vectors).all())
-    except torch.linalg.LinAlgError:
-        converged = False
-    if not converged:
-        values, vectors = torch.linalg.eigh(matrices.to(torch.complex128))
-    return values.to(matrices.real.dtype), vectors.to(matrices.dtype)
+        good = bool(torch.isfinite(values).all()) and bool(torch.isfinite(vectors).all())
+        if good and matrices.is_cuda:
+            unit = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+            good = bool((vectors.mH @ vectors - unit).abs().amax() < ORTHONORMAL)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # of LAPACK or its like on a GPU
+        good = False
+    if not good:
+        values, vectors = torch.linalg.eigh(matrices.cpu().to(torch.complex128))
+    return values.to(matrices.real), vectors.to(matrices)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arrays import as_complex
+from .arrays import as_complex, as_tensor
 from .espirit import espirit
 
 __all__ = ["compress_coils", "espirit", "rss"]
@@ -37,7 +37,7 @@ def rss(x: Any, dim: int = -3) -> Tensor:
     Tensor
         Real magnitude, of the precision of `x`.
     """
-    return torch.linalg.vector_norm(torch.as_tensor(x), dim=dim)
+    return torch.linalg.vector_norm(as_tensor(x), dim=dim)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arrays import as_complex
+from .arrays import as_complex, as_tensor
 
 
 def fft1c(x: Any, dim: int = -1) -> Tensor:
@@ -78,7 +78,7 @@ def center_crop(x: Any, shape: tuple[int, int]) -> Tensor:
     ValueError
         If `shape` is larger than the input.
     """
-    x = torch.as_tensor(x)
+    x = as_tensor(x)
     (ny, nx), (cy, cx) = x.shape[-2:], shape
     if cy > ny or cx > nx:
         raise ValueError(f"cannot crop {ny} x {nx} to the larger {cy} x {cx}")
@@ -94,7 +94,7 @@ def center_pad(x: Any, shape: tuple[int, int]) -> Tensor:
     ValueError
         If `shape` is smaller than the input.
     """
-    x = torch.as_tensor(x)
+    x = as_tensor(x)
     (ny, nx), (py, px) = x.shape[-2:], shape
     if py < ny or px < nx:
         raise ValueError(f"cannot pad {ny} x {nx} to the smaller {py} x {px}")

@@ -309,7 +309,7 @@ def reference(scan: Scan, indices: list[int], noise_std: float | None) -> np.nda
     known = scan.noise_std if noise_std is None else noise_std
     if scan.has_target and known is not None:
         targets = [scan.read_target(index) for index in indices]
-        return torch.stack([t for t in targets if t is not None]).numpy()
+        return torch.stack([center_crop(t, scan.recon_size) for t in targets if t is not None]).numpy()
     matrix = calibrate(scan, noise_std).whitening
     images = []
     for index in indices:

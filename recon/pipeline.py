@@ -197,7 +197,9 @@ class Reconstructor:
             parts[index] = compare(item.kspace, item.operator, kept, item.noise_std, estimate, samples)
             acquired.append(acquired_chi_square(seen.kspace, seen.operator, item.noise_std, samples))
             evaluations += spent
-        return Check(tuple(parts), tuple(parts.values()), tuple(acquired), evaluations, self.scan.shape[1])
+        return Check(
+            tuple(parts), tuple(parts.values()), tuple(acquired), evaluations, self.scan.shape[1], self._noise_is_small
+        )
 
     def slice(self, index: int) -> SliceResult:
         """Reconstruct one slice."""
@@ -212,6 +214,11 @@ class Reconstructor:
         if method == "mmse":
             return self._finish(index, item, self._mmse(item), None, self._cost(1))
         return self._finish(index, item, *self._posterior(item, count, ("posterior", self.scan.name, index)))
+
+    @property
+    def _noise_is_small(self) -> bool:
+        """Whether there is less noise than learned methods assume at least."""
+        return self.calibration.noise_std / self.calibration.scale < MIN_NOISE
 
     def _prepare(self, index: int) -> PreparedSlice:
         item = prepare_slice(self.scan, index, self.calibration, self.device, self.map_sets)

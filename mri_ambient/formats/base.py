@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mri_ambient.errors import InputError
 from mri_ambient.header import Header
+from mri_ambient.operators.arrays import as_tensor
 from mri_ambient.sampling import Sampling
 from mri_ambient.specification import Layout, Specification
 
@@ -96,7 +97,7 @@ def array_source(
 
 def _complex_array(values: Tensor | np.ndarray, name: str) -> Tensor:
     """(slice, coil, y, x), complex64, on the CPU."""
-    array = torch.as_tensor(values).detach().cpu()
+    array = as_tensor(values).detach().cpu()
     if not array.is_complex():
         raise InputError(f"The {name} must be complex but is {array.dtype}: pass complex64.")
     if array.ndim not in (3, 4) or 0 in array.shape:
@@ -106,7 +107,7 @@ def _complex_array(values: Tensor | np.ndarray, name: str) -> Tensor:
 
 def _target_array(values: Tensor | np.ndarray, slices: int) -> Tensor:
     """(slice, y, x), float32, on the CPU."""
-    array = torch.as_tensor(values).detach().cpu()
+    array = as_tensor(values).detach().cpu()
     array = array[None] if array.ndim == 2 else array
     if array.is_complex() or array.ndim != 3 or len(array) != slices or 0 in array.shape:
         raise InputError(

@@ -38,7 +38,8 @@ from mri_ambient.denoiser import Denoiser, log_uniform
 from mri_ambient.objectives.base import Batch, complex_normal, expected_error
 from mri_ambient.objectives.supervised import Supervised
 from mri_ambient.operators import Sense, heldout_weights, split_mask
-from mri_ambient.posterior import MIN_NOISE
+
+LEAST_NOISE = 1e-4  # of the input, in prior units
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def heldout_probability(mask: Tensor, kept: Tensor, acquisition: Tensor, keep: f
 
 def heldout_loss(denoiser: Denoiser, batch: Batch, split: Split, sigma: Tensor, generator: torch.Generator) -> Tensor:
     """Weighted error on the measured samples, for given input noise levels (batch,); noise-free data get a little."""
-    noise_std, sigma = batch.noise_std, sigma.clamp_min(MIN_NOISE)
+    noise_std, sigma = batch.noise_std, sigma.clamp_min(LEAST_NOISE)
     extra = (sigma**2 - noise_std**2).clamp_min(0).sqrt()[:, None, None, None]
     e = complex_normal(batch.kspace.shape, generator, batch.kspace.device)
     operator = Sense(batch.sensitivity_maps, split.kept)

@@ -122,6 +122,11 @@ def test_a_factor_from_little_data_stays_near_one():
     assert part(-0.5, 1.0).factor == pytest.approx(0.5)
 
 
+def test_a_factor_without_missing_samples_is_one():
+    nothing = HeldOut(10.0, 10.0, 1.0, 1.0, error=0.0, spread=0.0, error_variance=0.0)
+    assert nothing.factor == LEAST_FACTOR
+
+
 def test_acquired_chi_square(problem):
     """A sample fits its own data like the truth does, where the posterior mean fits them better."""
     generator = torch.Generator().manual_seed(3)
@@ -156,6 +161,13 @@ def test_what_is_held_out():
     assert hold_out(centre, stream(0, "a")) is None
     centre[0, 70] = True
     assert int((centre & ~hold_out(centre, stream(0, "a"))).sum()) == 1
+
+
+def test_masks_may_lie_in_memory_in_any_order():
+    mask = torch.rand(20, 24, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[6:14, 8:16] = True
+    kept = hold_out(mask.T.contiguous().T, stream(0, "a"))
+    assert torch.equal(kept, hold_out(mask, stream(0, "a")))
 
 
 @pytest.mark.parametrize("kind", ["random", "gaussian", "poisson", "equispaced"])
@@ -204,6 +216,14 @@ class TestVerdict:
     @pytest.mark.parametrize(("coils", "fits"), [(1, True), (2, True), (8, False)])
     def test_few_coils_leave_samples_room_to_take_up_noise(self, coils, fits):
         assert replace(self.check(acquired=0.55), coils=coils).noise_fits == fits
+
+    def test_less_noise_than_is_assumed_is_no_fault(self):
+        assert replace(self.check(held_out=0.3, acquired=0.2), bound=True).verdict == (
+            "Held-out k-space agrees with the reconstruction (chi-square 0.30; the noise is below what is resolved, "
+            "error bars are upper bounds)."
+        )
+        assert "too small" in replace(self.check(acquired=3.0), bound=True).verdict
+        assert "worse" in replace(self.check(held_out=3.0), bound=True).verdict
 
     def test_error_bars_are_never_narrowed(self):
         wide = HeldOut(100.0, 100.0, 1.0, 1.0, 0.25, 1.0, 1e-3)

@@ -49,6 +49,12 @@ def test_a_head_is_better_than_with_least_squares(head, prior, accel, noise):
     assert posterior > sense + (1 if noise >= LOW else 0)
 
 
+@pytest.mark.parametrize("accel", [2, 4])
+def test_data_without_noise_are_no_trap(prior, accel):
+    sense, posterior = estimates(phantom_volume(1, (112, 112), seed=5), prior, accel, 0.0)
+    assert posterior > sense
+
+
 @pytest.mark.parametrize("noise", [CLEAN, LOW, HIGH])
 @pytest.mark.parametrize(("kind", "accel"), [("random", 1), ("random", 2), ("poisson", 2)])
 def test_what_the_prior_has_never_seen_is_not_damaged(prior, kind, accel, noise):

@@ -72,6 +72,21 @@ def test_samples_have_the_posterior_mean_and_covariance(line, sets):
     assert z_covariance < 5.5
 
 
+def test_little_noise_leaves_draws_the_spread_of_what_no_sample_measures():
+    """Conjugate gradients stop early there: they must start where the draw does."""
+    op, _ = problem(line=False)
+    op = Sense(torch.ones(1, *SHAPE, dtype=torch.complex64), op.mask)
+    kspace = op.forward(SPREAD * normal(SHAPE, 3).to(torch.complex64))
+    posterior = PosteriorDenoiser(denoiser, kspace, op, 0.002, error)
+    generators = [torch.Generator().manual_seed(i) for i in range(400)]
+    image, fluctuation = torch.zeros(op.image_shape, dtype=torch.complex64), SPREAD * posterior.noise(generators)
+    found = posterior.conditional_draw(image, fluctuation, SPREAD, generators)
+    matrix = dense(lambda v: op.normal(v.to(torch.complex64)).to(torch.complex128), op.image_shape)
+    covariance = torch.linalg.inv(matrix / 0.002**2 + torch.eye(len(matrix)) / SPREAD**2)
+    variance = found.var(0, correction=0).sum() / 2
+    assert variance == pytest.approx(float(covariance.diagonal().real.sum()), rel=0.1)
+
+
 def test_a_wrong_error_level_is_noticed():
     op, kspace = problem()
     mean, covariance = closed_form(op, kspace)
