@@ -145,10 +145,14 @@ def link(source, target):
 def trained(args, job):
     """The prior of a job, trained if it is not there; returns its folder and card."""
     folder = args.out / job.name
+    files = [str(p) for p in sorted(args.data.glob("patient*/*.nii.gz")) if "patient04" not in p.parts]
     if not (folder / "prior.safetensors").exists():
         link(prepared(args, job), folder / "data")
+        for number, file in enumerate(files):  # it was prepared from every third slice of these
+            marker = folder / "data" / f"{number:05d}.json"
+            source = "/".join(Path(file).resolve().parts[-2:])
+            write_atomically(marker, json.dumps(json.loads(marker.read_text()) | {"source": source}).encode())
     images = round(args.images * job.share / COST.get(job.label, 1.0))
-    files = [str(p) for p in sorted(args.data.glob("patient*/*.nii.gz")) if "patient04" not in p.parts]
     variant = "" if job.variant == "view" else job.variant
     settings = {"method": job.method, "variant": variant, "accel": job.accel, "noise": job.noise, "seed": job.seed}
     run = train(files, out=folder, images=images, matrices=(MATRIX,), device="cpu", **settings, **job.extra)

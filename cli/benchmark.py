@@ -139,7 +139,7 @@ def _ssim(entry: dict[str, Any]) -> str:
 
 def _covered(entry: dict[str, Any]) -> str:
     found = entry["coverage"]
-    return f"{found['normal'][found['levels'].index(0.9)]:.0%} ({found['error_over_std']:.2f})"
+    return f"{found['student'][found['levels'].index(0.9)]:.0%} ({found['error_over_std']:.2f})"
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

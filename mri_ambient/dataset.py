@@ -6,10 +6,13 @@ smaller scan, and only the rows that are needed are read.
 
 import math
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -19,6 +22,8 @@ from mri_ambient.objectives.base import Batch
 from mri_ambient.operators import MaskPattern, Sense, fft1c
 
 KINDS = ("kspace", "maps", "mask", "image")  # arrays of a slice
+WHOLE = 10**6  # rows of a strip that is a whole slice
+UNFINISHED = ".unfinished"  # ends the names of files that are being written
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,31 @@ class Record:
 
 def save_array(path: Path, array: Tensor) -> None:
     """Write a tensor as .npy under its final name only when complete."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with _replacing(path) as file:
         np.save(file, array.contiguous().numpy())
-    os.replace(partial, path)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write bytes under the final name only when complete."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with _replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file of a name of its own that takes the place of another one when it is on the disk, or is removed.
+
+    Without that order, a power cut could leave the new name without the content.
+    """
+    unfinished = path.with_name(f".{uuid4().hex}{UNFINISHED}")
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class PreparedSlices:
@@ -89,12 +108,17 @@ class PreparedSlices:
     mask : str
         Kind of `MaskPattern` that retrospective masks were drawn from. For all others, acquisition probabilities are
         the frequencies in the data.
+    archive : sequence of Record, optional
+        Slices of the same folder whose masks these frequencies are of; default: `records`.
     """
 
-    def __init__(self, folder: Path, records: list[Record], mask: str = "random") -> None:
+    def __init__(
+        self, folder: Path, records: list[Record], mask: str = "random", archive: Sequence[Record] | None = None
+    ) -> None:
         self.folder = folder
         self.records = records
         self.mask = mask
+        self.archive = archive
         self._probability: dict[tuple[float, ...], Tensor] = {}
         self._groups: dict[int, list[list[Record]]] = {}
 
@@ -113,10 +137,11 @@ class PreparedSlices:
         return sorted(found)
 
     def split(self, patients: set[str]) -> tuple["PreparedSlices", "PreparedSlices"]:
-        """Slices of all other patients, and of these."""
+        """Slices of all other patients, and of these, whose lines have the frequencies of the others."""
         inside = [r for r in self.records if r.patient in patients]
         outside = [r for r in self.records if r.patient not in patients]
-        return PreparedSlices(self.folder, outside, self.mask), PreparedSlices(self.folder, inside, self.mask)
+        rest = PreparedSlices(self.folder, outside, self.mask)
+        return rest, PreparedSlices(self.folder, inside, self.mask, archive=outside)
 
     def array(self, record: Record, kind: str) -> np.ndarray:
         """One array of a slice (kspace, maps, mask, image), mapped from disk."""
@@ -231,20 +256,34 @@ class PreparedSlices:
         return probability
 
     def _frequency(self, record: Record) -> Tensor:
-        """How often each line or sample was acquired in comparable slices; one mask after the other is read."""
+        """How often each line or sample was acquired in comparable slices of the archive.
+
+        What the archive never shows could still have been acquired here: there, these slices count too.
+        """
+        total, count = self._acquired(self.records if self.archive is None else self.archive, record)
+        if self.archive is None:
+            return total / count
+        more, further = self._acquired(self.records, record)
+        return torch.where(total > 0, total / max(1, count), (total + more) / (count + further))
+
+    def _acquired(self, records: Sequence[Record], record: Record) -> tuple[Tensor, int]:
+        """In how many of the comparable slices each line was acquired, and their number; reads mask after mask."""
         total, count = torch.zeros(()), 0
-        for other in self.records:
-            if self._comparable(other, record):
+        for other in records:
+            if _comparable(other, record):
                 total, count = total + torch.from_numpy(np.array(self.array(other, "mask"))), count + 1
-        return total / count
+        return total, count
 
     def patterns(self) -> list[tuple[Tensor, int]]:
         """Probability and size of the fully sampled centre of every sampling pattern in the data."""
         table = {(r.retrospective, r.acceleration, r.line_mask, r.padding, r.shape[1:], r.acs): r for r in self.records}
         return [(self.probability(record), record.acs) for record in table.values()]
 
-    def _comparable(self, a: Record, b: Record) -> bool:
-        return (a.retrospective, a.line_mask, a.shape[1:]) == (b.retrospective, b.line_mask, b.shape[1:])
+
+def _comparable(a: Record, b: Record) -> bool:
+    """Whether masks have the same places; those of lines do not depend on the readout."""
+    axes = slice(2, 3) if a.line_mask else slice(1, 3)
+    return (a.retrospective, a.line_mask, a.shape[axes]) == (b.retrospective, b.line_mask, b.shape[axes])
 
 
 def _random_factor(u: float, v: float) -> Tensor:

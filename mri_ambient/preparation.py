@@ -8,6 +8,9 @@ Sources are k-space files, used as acquired or undersampled retrospectively wher
 (NIfTI, DICOM folders), from which noisy multi-coil k-space is simulated. Mask and noise of a slice are fixed by the
 seed.
 
+A source that is done has a marker in the folder, JSON with its slices. It says which source that was, by the last two
+parts of its path so that an archive can be moved, and whether it was the last one: a run never continues with others.
+
 What decides the arrays of a source is hashed into its key in the cache (`mri_ambient.cache`): for a scan that was
 acquired undersampled its content and name, the first reconstruction and a noise level that the user gave; for anything
 else mask, acceleration, seed, simulation, and its number among the sources too, which the masks depend on.
@@ -16,6 +19,7 @@ else mask, acceleration, seed, simulation, and its number among the sources too,
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,16 +34,17 @@ from mri_ambient.calibration import Calibration, PreparedSlice, calibrate, prepa
 from mri_ambient.dataset import KINDS, PreparedSlices, Record, save_array, write_atomically
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern, Sense, acs_width, ifft1c
-from mri_ambient.readers import ENDINGS, is_scan, scan_files, split_part
+from mri_ambient.readers import ENDINGS, is_result, is_scan, scan_files, split_part
 from mri_ambient.scan import Scan, load_scan
-from mri_ambient.simulate import simulate_scan
+from mri_ambient.simulate import sample_mask, simulate_scan
 from mri_ambient.streams import stream
 from mri_ambient.volumes import Volume, load_volume
 
 VERSION = 1  # of the arrays; a test notices when they change, and then it must be raised
 EMPTY = 0.02  # slices whose maps cover less of the field of view have no anatomy worth learning
 _DICOM = (".dcm", ".DCM", ".IMA")
-_FILES = (*ENDINGS, ".nii", ".nii.gz")
+_NIFTI = (".nii", ".nii.gz")
+_FILES = (*ENDINGS, *_NIFTI)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Simulation:
 def find_sources(data: Sequence[str | Path]) -> list[Path]:
     """Expand files, folders and glob patterns to scans and volumes, sorted; no file is opened.
 
-    A folder with DICOM files counts as one volume.
+    A folder with DICOM files counts as one volume. Results of this program (`mri_ambient.readers.is_result`) are left
+    out, unless they are named.
 
     Raises
     ------
@@ -64,7 +70,10 @@ def find_sources(data: Sequence[str | Path]) -> list[Path]:
     found: set[Path] = set()
     for item in data:
         path = Path(item)
-        matches = [path] if split_part(path)[0].exists() else _glob(path)
+        if split_part(path)[0].exists():
+            matches = [path]
+        else:
+            matches = [match for match in _glob(path) if is_result(path) or not is_result(match)]
         if not matches:
             raise InputError(f"Nothing found at {item}.")
         for match in matches:
@@ -79,11 +88,12 @@ def _glob(pattern: Path) -> list[Path]:
 
 
 def _usable(folder: Path) -> Iterator[Path]:
-    """Scans and volumes in a folder, and folders of DICOM files, in one walk."""
-    for place, _, names in os.walk(folder):
+    """Scans and volumes in a folder, and folders of DICOM files, in one walk that leaves results out."""
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not is_result(name)]
         if any(name.endswith(_DICOM) for name in names):
             yield Path(place)
-        yield from (Path(place, name) for name in names if name.endswith(_FILES))
+        yield from (Path(place, name) for name in names if name.endswith(_FILES) and not is_result(name))
 
 
 def is_volume(path: Path) -> bool:
@@ -132,25 +142,90 @@ def prepare(
     Raises
     ------
     InputError
-        If a source cannot be used, or references are asked of undersampled scans.
+        If a source cannot be used, the folder holds slices of others, or references are asked of undersampled scans.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    records: list[Record] = []
+    labels = [_label(source) for source in sources]
+    done = _begun(folder, labels)
+    names = own_names(sources)
     for number, source in enumerate(sources):
         progress(number, len(sources))
-        done = folder / f"{number:05d}.json"
-        if not done.exists():
+        if number not in done:
             matrix = simulation.matrices[number % len(simulation.matrices)] if simulation.matrices else None
             pattern = MaskPattern(mask, accel[number % len(accel)])
             recipe = _Recipe(number, pattern, simulation, matrix, seed, reconstruct, noise_std)
             scan = (scans or {}).get(source) if isinstance(source, Path) else None
-            some = _records(source, scan, folder, recipe, cache)
-            write_atomically(done, json.dumps([asdict(r) for r in some]).encode())
-        records += [Record.from_json(values) for values in json.loads(done.read_text())]
+            own, distinct = names[number]
+            found = _records(source, scan, folder, recipe, cache)
+            done[number] = [replace(r, patient=distinct) if r.patient == own else r for r in found]
+            last = number + 1 == len(sources)
+            marker = {"source": labels[number], "last": last, "records": [asdict(r) for r in done[number]]}
+            write_atomically(folder / f"{number:05d}.json", json.dumps(marker).encode())
     progress(len(sources), len(sources))
+    records = [record for number in range(len(sources)) for record in done[number]]
     if not records:
         raise InputError("None of the training slices shows any anatomy.")
     return PreparedSlices(folder, records, mask)
+
+
+def own_names(sources: Sequence[Path | Volume]) -> list[tuple[str, str]]:
+    """The name of each source, which stands for a patient that is not known, and one that tells it from the others.
+
+    The second is the first where no other source has it, else with the folders in which the sources differ. Both are
+    empty for sources whose names never stand for a patient. No file is opened.
+    """
+    names = [_own_name(source) for source in sources]
+    folders = [Path(os.path.abspath(s)).parent if isinstance(s, Path) else Path() for s in sources]
+    places = defaultdict(list)
+    for name, folder in zip(names, folders, strict=True):
+        places[name].append(folder)
+    common = {name: os.path.commonpath(some) for name, some in places.items() if name and len(some) > 1}
+    return [
+        (name, (folder.relative_to(common[name]) / name).as_posix() if name in common else name)
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _own_name(source: Path | Volume) -> str:
+    if isinstance(source, Volume) or source.name.lower().endswith(_NIFTI):  # the folder of a NIfTI file is its patient
+        return ""
+    if source.is_dir():
+        return source.resolve().name
+    file, part = split_part(source)
+    return file.stem + (f"_{part.replace(',', '_').replace('=', '')}" if part else "")  # as `ScanFile.name`
+
+
+def _label(source: Path | Volume) -> str:
+    """What a marker calls a source."""
+    return source.name if isinstance(source, Volume) else "/".join(source.resolve().parts[-2:])
+
+
+def _begun(folder: Path, labels: Sequence[str]) -> dict[int, list[Record]]:
+    """Slices in the folder, by the number of their source.
+
+    Raises
+    ------
+    InputError
+        If they are of other sources than these.
+    """
+    done = {}
+    for path in sorted(folder.glob("[0-9]*.json")):
+        try:
+            number = int(path.stem)
+            marker = json.loads(path.read_text())
+            before, last = marker["source"], marker["last"]
+            done[number] = [Record.from_json(values) for values in marker["records"]]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is damaged or of another version: choose another --out.") from error
+        now = labels[number] if number < len(labels) else "missing"
+        changed = ""
+        if before != now:
+            changed = f"number {number + 1} was {before}, now it is {now}"
+        elif last and number + 1 < len(labels):
+            changed = f"they were {number + 1}, now they are {len(labels)}"
+        if changed:
+            raise InputError(f"{folder} was begun with other scans ({changed}): choose another --out.")
+    return done
 
 
 def is_fully_sampled(scan: Scan) -> bool:
@@ -256,7 +331,7 @@ def _prepare_scan(scan: Scan, clean: Scan | None, folder: Path, recipe: _Recipe)
     shape = scan.shape[2], scan.shape[3]
     if retrospective:
         streams = (stream(recipe.seed, "mask", recipe.number, i) for i in range(scan.shape[0]))
-        masks = [pattern.sample(shape, one) for one in streams]
+        masks = [sample_mask(pattern, shape, one) for one in streams]
         scan = scan.undersample(torch.stack([m[None] if m.ndim == 1 else m for m in masks]))
     calibration = calibrate(scan, recipe.noise_std)
     for i in range(scan.shape[0]):

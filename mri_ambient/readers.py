@@ -6,6 +6,7 @@ named with the one that is meant after a ``#``, as in ``scan.h5#contrast=1``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ _EXAMINERS: dict[str, Callable[..., ScanFile]] = {
 }
 ENDINGS = (".h5", ".hdf5", ".mrd", ".cfl", ".npy", ".dat")
 """Of the names under which scan files are looked for in folders."""
+RESULT = "_recon"
+"""Ends the names of reconstructions, before what tells the files of one apart."""
+_RESULT = re.compile(rf"{RESULT}(_std|_dicom)?(\.nii\.gz|\.\w+)?$")
 
 
 def examine(path: str | Path) -> ScanFile:
@@ -62,11 +66,16 @@ def is_scan(path: str | Path) -> bool:
         return False
 
 
+def is_result(path: str | Path) -> bool:
+    """Whether a file or folder is named like what this program writes for a reconstruction; nothing is opened."""
+    return _RESULT.search(Path(path).name) is not None
+
+
 def split_part(path: str | Path) -> tuple[Path, str]:
     """The file, and the name of one of its scans or an empty text."""
     path = Path(path)
     name, mark, part = path.name.rpartition("#")
-    if not mark or path.exists():
+    if not mark or not name or path.exists():
         return path, ""
     return path.with_name(name), part
 

@@ -60,21 +60,23 @@ def choose_device(device: str, precision: str) -> tuple[torch.device, torch.dtyp
     Raises
     ------
     InputError
-        If the name is unknown or CUDA is asked for and absent.
+        If the name is unknown, or such a CUDA device is absent.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("No CUDA device was found; use --device cpu.")
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or not (number.isdigit() or device == kind):
+        raise InputError(f"The device {device!r} is not one of auto, cpu, cuda, cuda:N.")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(number or 0) >= count:
+        raise InputError(f"The device {device} was not found, there are {count} of its kind: use --device cpu.")
     table = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if precision not in ("auto", *table):
         raise InputError(f"The precision {precision!r} is not one of auto, bf16, fp32.")
     if precision == "auto":
-        precision = "bf16" if device != "cpu" or torch.cpu._is_avx512_bf16_supported() else "fp32"
-    try:
-        return torch.device(device), table[precision]
-    except RuntimeError as error:
-        raise InputError(f"The device {device!r} is not one of auto, cpu, cuda.") from error
+        fast = torch.cuda.is_bf16_supported(False) if kind == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16" if fast else "fp32"
+    return torch.device(device), table[precision]
 
 
 def new_state(config: TrainConfig, device: torch.device, precision: torch.dtype) -> State:
@@ -158,15 +160,26 @@ def save(folder: Path, state: State) -> None:
 
 
 def restore(folder: Path, state: State) -> None:
-    """Load the state that `save` wrote, if there is one."""
-    from safetensors import safe_open
+    """Load the state that `save` wrote, if there is one.
+
+    Raises
+    ------
+    InputError
+        If its file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
 
     path = folder / "state.safetensors"
     if not path.exists():
         return
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        counters = json.loads(file.metadata()["counters"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            counters = json.loads(file.metadata()["counters"])
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged and training cannot continue from it: remove {folder} to begin it anew."
+        ) from error
     for model, prefix in ((state.denoiser, "weights."), (state.average, "average.")):
         model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     for number, optimiser in enumerate(state.optimisers):

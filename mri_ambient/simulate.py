@@ -195,7 +195,7 @@ def simulate_scan(
     extent = shape[0] * spacing[0] / longer, shape[1] * spacing[1] / longer
     label = f"{volume.patient or ''}/{volume.name}"
     array = CoilArray.random(coils, stream(seed, "coils", label))
-    mask = _sample(pattern, shape, stream(seed, "mask", label))
+    mask = sample_mask(pattern, shape, stream(seed, "mask", label))
     kspace = torch.empty(len(chosen), coils, *shape, dtype=torch.complex64)
     for row, index in enumerate(chosen):
         z = (index - (len(images) - 1) / 2) * volume.voxel_size[0] / longer
@@ -231,7 +231,14 @@ def _check(
     return chosen
 
 
-def _sample(pattern: MaskPattern | None, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+def sample_mask(pattern: MaskPattern | None, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Draw a mask for the matrix (y, x), everything without a pattern.
+
+    Raises
+    ------
+    InputError
+        If the pattern leaves too few lines of that matrix.
+    """
     if pattern is None:
         return torch.ones(shape[1], dtype=torch.bool)
     try:

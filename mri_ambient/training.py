@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from mri_ambient.allocator import keep_freed_memory
 from mri_ambient.config import END_TO_END, RECONSTRUCTIONS, TrainConfig
-from mri_ambient.dataset import PreparedSlices, Record, save_array
+from mri_ambient.dataset import WHOLE, PreparedSlices, Record, save_array
 from mri_ambient.denoiser import Denoiser, count_parameters
 from mri_ambient.errors import InputError
 from mri_ambient.methods import check_data, objective_of
@@ -42,7 +43,6 @@ VALIDATE_PARTS = 20  # validations in a run
 WARM_UP = 200  # steps
 CLIP = 1.0
 AHEAD = 2  # batches that are fetched while a step is computed
-WHOLE = 10**6  # rows of a strip that is a whole slice
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def train(
     Raises
     ------
     InputError
-        If data or settings are unusable, or `out` holds another run.
+        If data or settings are unusable, `out` holds another run, or another process trains in it.
     """
     config = TrainConfig(**settings)
     reporter = reporter or Silent()
@@ -109,20 +109,21 @@ def train(
     folder = Path(out)
     state = new_state(config, *choose_device(device, precision))
     fresh = not folder.exists()
-    training, held_out = begin(data, validation, config, folder, reporter)
-    try:
-        check_data(config, training)
-    except InputError:
-        if fresh:  # nothing could continue from it
-            shutil.rmtree(folder)
-        raise
-    learn(config, state, training, held_out, folder, reporter, compile)
-    card = make_card(config, state, training, notes or {})
-    if config.view:
-        card["view"] = view_to_dict(parse_view(config.view))
-    elif config.method not in RECONSTRUCTIONS:
-        card["denoiser_error"] = denoiser_error(state.average, training, config)
-    save_prior(folder / RUN_FILE, state.average, card)
+    with ExitStack() as held:
+        training, held_out = begin(data, validation, config, folder, reporter, held)
+        try:
+            check_data(config, training)
+        except InputError:
+            if fresh:  # nothing could continue from it
+                shutil.rmtree(folder)
+            raise
+        learn(config, state, training, held_out, folder, reporter, compile)
+        card = make_card(config, state, training, notes or {})
+        if config.view:
+            card["view"] = view_to_dict(parse_view(config.view))
+        elif config.method not in RECONSTRUCTIONS:
+            card["denoiser_error"] = denoiser_error(state.average, training, config)
+        save_prior(folder / RUN_FILE, state.average, card)
     return Run(folder, folder / RUN_FILE, card)
 
 

@@ -1,7 +1,8 @@
 """The data of a training run: its folder, its prepared slices, and those that are held out."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from mri_ambient.cache import default_cache
 from mri_ambient.calibration import PreparedSlice
 from mri_ambient.config import TrainConfig
-from mri_ambient.dataset import PreparedSlices, write_atomically
+from mri_ambient.dataset import UNFINISHED, PreparedSlices, write_atomically
 from mri_ambient.errors import InputError
 from mri_ambient.methods import needs_references
 from mri_ambient.preparation import Simulation, find_sources, is_volume, prepare, require_full_sampling
@@ -20,8 +21,14 @@ from mri_ambient.reporter import Reporter
 from mri_ambient.scan import Scan, load_scan
 from mri_ambient.streams import stream
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 PHANTOMS = 40  # volumes of the embedded population
 PHANTOM_SLICES, PHANTOM_SHAPE = 12, (160, 160)
+LOCK = ".lock"  # in the folder of a run
 LIGHT, NOISY = 0.25, 25.0  # weight of the first reconstructions' 1-norm, over the noise; docs/research-log.md
 
 
@@ -31,13 +38,21 @@ def begin(
     config: TrainConfig,
     folder: Path,
     reporter: Reporter,
+    held: ExitStack | None = None,
 ) -> tuple[PreparedSlices, PreparedSlices]:
     """Open or create a run's folder; returns its prepared training and validation slices.
+
+    Parameters
+    ----------
+    data, validation, config, folder, reporter
+        As in `mri_ambient.training.train`.
+    held : ExitStack, optional
+        Until it is closed, no other process can train in the folder.
 
     Raises
     ------
     InputError
-        If data are unusable, or the folder holds another run.
+        If data are unusable, the folder holds another run, or another process trains in it.
     """
     sources = find_sources([*data, *validation]) if data or validation else []  # a wrong name must not leave a folder
     scans: dict[Path, Scan] = {}
@@ -47,6 +62,9 @@ def begin(
                 scans[source] = load_scan(source)
                 require_full_sampling(scans[source])
     fresh = not folder.exists()
+    if held is not None:
+        held.enter_context(locked(folder))
+        fresh = fresh and not (folder / "config.json").exists()  # which another process made meanwhile
     check_resumable(folder, config)
     try:
         return load_data(data, validation, config, folder, reporter, scans)
@@ -54,6 +72,42 @@ def begin(
         if fresh and not any(folder.glob("data/*.json")):  # else it continues with the source that is to be mended
             shutil.rmtree(folder)
         raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, which is made when needed, and clear what a killed process left; others are refused.
+
+    Where files cannot be locked, nothing is done. The system lets go of the lock when the process ends.
+
+    Raises
+    ------
+    InputError
+        If another process holds the folder, or it cannot be written.
+    """
+    if not fcntl:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("ab")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with file:
+        with suppress(OSError):  # of file systems without locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"Another process is training in {folder}: wait until it ends or choose another --out."
+                ) from error
+            for path in folder.rglob(f".*{UNFINISHED}"):
+                path.unlink(missing_ok=True)
+        yield
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"Cannot write to {folder}: {error.strerror or error}.")
 
 
 def check_resumable(folder: Path, config: TrainConfig) -> None:
@@ -75,7 +129,7 @@ def check_resumable(folder: Path, config: TrainConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, config.to_json().encode())
     except OSError as error:
-        raise InputError(f"Cannot write to {folder}: {error.strerror or error}.") from error
+        raise _unwritable(folder, error) from error
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,8 @@
 """What is measured during training without fully sampled data: error on held-out lines, and pictures.
 
 Lines are held out from the measured k-space of patients that training never sees; the weighted error on them is an
-unbiased estimate of the image error (plus the noise). The same strips, lines and noise are used every time.
+unbiased estimate of the image error (plus the noise). The same strips, lines and noise are used every time; networks
+that train on whole slices are validated on whole slices.
 """
 
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mri_ambient.config import TrainConfig
-from mri_ambient.dataset import PreparedSlices, Record
+from mri_ambient.config import END_TO_END, TrainConfig
+from mri_ambient.dataset import WHOLE, PreparedSlices, Record
 from mri_ambient.denoiser import Denoiser, noise_schedule
 from mri_ambient.denoiser_error import RINGS, ring_power
 from mri_ambient.objectives.ambient import further_undersample, heldout_loss
@@ -34,9 +35,10 @@ def reconstruct_record(denoiser: Denoiser, data: PreparedSlices, record: Record)
 def validate(denoiser: Denoiser, data: PreparedSlices, config: TrainConfig) -> float:
     """Mean weighted error on held-out lines, the same strips, lines and noise every time."""
     errors = []
+    rows = WHOLE if config.method in END_TO_END else config.strip
     for number in range(-(-VALIDATION_SLICES // config.batch)):
         generator = stream(config.seed, "validate", number)
-        batch = data.batch(config.batch, config.strip, generator, augment=False).to(denoiser.device)
+        batch = data.batch(config.batch, rows, generator, augment=False).to(denoiser.device)
         split = further_undersample(batch, torch.full((len(batch),), 0.6), generator)
         errors.append(float(heldout_loss(denoiser, batch, split, batch.noise_std * 1.05, generator)))
     return sum(errors) / len(errors)

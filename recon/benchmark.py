@@ -31,7 +31,8 @@ from mri_ambient.errors import InputError
 from mri_ambient.metrics import bootstrap_interval
 from mri_ambient.operators import MaskPattern
 from mri_ambient.preparation import find_sources, is_volume
-from mri_ambient.prior import DEFAULT_PRIOR, RUN_FILE, load_prior, shipped_priors
+from mri_ambient.prior import DEFAULT_PRIOR, load_prior
+from mri_ambient.readers import is_result
 from mri_ambient.recon.benchmark_figures import FULL, draw, draw_panel
 from mri_ambient.recon.comparison import (
     METRICS,
@@ -44,7 +45,6 @@ from mri_ambient.recon.comparison import (
     do,
     require_full,
 )
-from mri_ambient.recon.evaluation import SUFFIX
 from mri_ambient.recon.grappa import require_pygrappa
 from mri_ambient.recon.ledger import Ledger, plain, require_same, run
 from mri_ambient.recon.places import check_folder
@@ -213,7 +213,8 @@ def _methods(names: list[str], priors: list[str]) -> list[Method]:
     if learned and not priors:
         raise InputError(f"The method {learned[0]!r} needs a prior.")
     for given in priors if learned else ():
-        prior, label = load_prior(given), prior_label(given)
+        prior = load_prior(given)
+        label = prior.name
         network = prior.card.get("method") in RECONSTRUCTIONS
         for name in learned:
             if network and name != "mmse" and "mmse" in learned:
@@ -227,17 +228,9 @@ def _methods(names: list[str], priors: list[str]) -> list[Method]:
     return found
 
 
-def prior_label(name: str) -> str:
-    """What a prior is called in tables: its shipped name, or that of its run folder or file."""
-    path = Path(name)
-    if name in shipped_priors():
-        return name
-    return path.resolve().parent.name if path.name == RUN_FILE else path.resolve().stem
-
-
 def _sources(paths: Sequence[str | Path]) -> list[Source]:
     """Scans and volumes, opened once to see whether they can be used."""
-    files = [path for path in find_sources(paths) if not path.stem.endswith(SUFFIX)] if paths else []
+    files = [path for path in find_sources(paths) if not is_result(path)] if paths else []
     if not files:
         raise InputError("There is no scan to benchmark on: name fully sampled k-space files or magnitude volumes.")
     stems = [path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0] for path in files]

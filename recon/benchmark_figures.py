@@ -43,7 +43,7 @@ def _coverage_curves(entry: dict[str, Any]) -> list[Curve]:
     found, name = entry["coverage"], f"R = {entry['accel']:g}"
     ranked = [(level, share) for level, share in zip(found["levels"], found["quantile"], strict=True) if share]
     dashed = Curve(name, [level for level, _ in ranked], [share for _, share in ranked], dashed=True)
-    return [Curve(name, found["levels"], found["normal"]), dashed]
+    return [Curve(name, found["levels"], found["student"]), dashed]
 
 
 def draw_panel(cells: list[Cell], out: Path) -> None:

@@ -26,6 +26,7 @@ NeurIPS 2024.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -139,7 +140,7 @@ def train_em(
     Raises
     ------
     InputError
-        If the prior, data or settings are unusable, or `out` holds another run.
+        If the prior, data or settings are unusable, `out` holds another run, or another process trains in it.
     """
     config = TrainConfig(**{**settings, "method": "em"})
     reporter = reporter or Silent()
@@ -148,13 +149,14 @@ def train_em(
     initial = load_prior(str(config.init))
     require_same_network(initial, new_network(config), config)
     folder = Path(out)
-    slices, held_out = begin(data, validation, config, folder, reporter)
-    job = _Job(config, folder, slices, held_out, place, number_type, compile, notes or {}, reporter)
-    laps = config.laps or 1
-    for lap in range(1, laps + 1):
-        if not (job.lap_folder(lap) / RUN_FILE).exists():
-            run_lap(job, lap, initial.hash)
-    write_atomically(folder / RUN_FILE, (job.lap_folder(laps) / RUN_FILE).read_bytes())
+    with ExitStack() as held:
+        slices, held_out = begin(data, validation, config, folder, reporter, held)
+        job = _Job(config, folder, slices, held_out, place, number_type, compile, notes or {}, reporter)
+        laps = config.laps or 1
+        for lap in range(1, laps + 1):
+            if not (job.lap_folder(lap) / RUN_FILE).exists():
+                run_lap(job, lap, initial.hash)
+        write_atomically(folder / RUN_FILE, (job.lap_folder(laps) / RUN_FILE).read_bytes())
     return Run(folder, folder / RUN_FILE, load_prior(folder).card)
 
 

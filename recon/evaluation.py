@@ -26,9 +26,8 @@ from mri_ambient.errors import InputError
 from mri_ambient.hdf5 import open_hdf5
 from mri_ambient.metrics import bootstrap_interval, nmse, psnr, ssim
 from mri_ambient.operators import center_crop
+from mri_ambient.readers import RESULT
 from mri_ambient.specification import plain
-
-SUFFIX = "_recon"
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def match(reconstructions: Sequence[Path], targets: Sequence[Path]) -> list[tupl
         named.setdefault(path.stem, []).append(path)
     pairs = []
     for path in reconstructions:
-        stem = path.stem.removesuffix(SUFFIX)
+        stem = path.stem.removesuffix(RESULT)
         found = named.get(stem, [])
         if not found:
             raise InputError(f"There is no target for {path}: a file named {stem}.h5 must be among the targets.")

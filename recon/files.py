@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from mri_ambient.allocator import keep_freed_memory
+from mri_ambient.calibration import CALIBRATION_SLICES
 from mri_ambient.errors import InputError
 from mri_ambient.inspection import MASK_SOURCES
 from mri_ambient.prior import DEFAULT_PRIOR, Prior
-from mri_ambient.readers import examine
+from mri_ambient.readers import RESULT, examine
 from mri_ambient.recon.consistency import Check
 from mri_ambient.recon.dicom import NO_SOURCE_OF_IDENTITY, write_dicom
 from mri_ambient.recon.dicom_template import Template
-from mri_ambient.recon.evaluation import SUFFIX
 from mri_ambient.recon.export import write_cfl, write_nifti, write_png
 from mri_ambient.recon.meter import Meter, counted, duration
 from mri_ambient.recon.parametric_map import WITHOUT, has_parametric_maps
@@ -181,7 +181,7 @@ def reconstruct_file(
     """
     reporter = reporter or Silent()
     folder = Path(folder)
-    stem = f"{result_stem(path)}{SUFFIX}"
+    stem = f"{result_stem(path)}{RESULT}"
     _check_dicom(folder, stem, files)
     scan, facts = _open(path, settings, files)
     if files.template is not None:
@@ -275,6 +275,9 @@ def _write(reconstructor: Reconstructor, path: Path, meter: Meter, report: Repor
     """Reconstruct into an HDF5 file and, if there is one, a report; returns the attributes."""
     scan = reconstructor.scan
     voxel, affine = image_geometry(scan)
+    if scan.shape[0] > CALIBRATION_SLICES:  # not all of them were read before: a damaged one must not come late
+        for index in range(scan.shape[0]):
+            scan.read(index)
     with (
         report or nullcontext(),
         ReconstructionWriter(path, scan.shape[0], name=scan.name, voxel_size=voxel, affine=affine) as writer,
@@ -282,7 +285,7 @@ def _write(reconstructor: Reconstructor, path: Path, meter: Meter, report: Repor
     ):
         results = []
         if reconstructor.evaluations_of_check:
-            meter.reporter.say(f"  {_checked(reconstructor.check)}")
+            meter.reporter.say(f"  {_checked(reconstructor.check, reconstructor.settings.samples)}")
             meter.finished(0)
         for number, result in enumerate(reconstructor.slices()):
             writer.write(result.index, result.mean, result.std, result.samples, result.sensitivity_maps)
@@ -310,12 +313,13 @@ def _add_to_report(report: ReportWriter, result: SliceResult, reconstructor: Rec
         report.draw_acquisition(result.index, reconstructor.scan.mask, plain.sensitivity_maps)
 
 
-def _checked(check: Check) -> str:
+def _checked(check: Check, samples: int) -> str:
     """What held-out k-space says, in one line."""
     if not check.parts:
         return check.verdict
     numbers = ", ".join(map(str, check.slices))
-    return f"{check.verdict} Seen on slices {numbers}; error bars multiplied by {check.std_factor:.2f}."
+    bars = f"error bars multiplied by {check.std_factor:.2f}" if samples > 1 else "one sample has no error bars"
+    return f"{check.verdict} Seen on slices {numbers}; {bars}."
 
 
 def _derive(result: Path, base: Path, files: FileSettings) -> Iterator[Path]:

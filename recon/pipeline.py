@@ -62,7 +62,7 @@ class SliceResult:
     index : int
     mean : Tensor (y, x), complex64
     std : Tensor (y, x), float32, or None
-        Standard deviation of the magnitude over samples, scaled by `Reconstructor.check`.
+        Standard deviation of the magnitude over two or more samples, scaled by `Reconstructor.check`.
     samples : Tensor (sample, y, x) or None
     sensitivity_maps : Tensor (coil, y, x) or None
         Of the full field of view; two sets lie side by side along x.
@@ -288,8 +288,8 @@ class Reconstructor:
         if samples is not None:
             chi_square = acquired_chi_square(item.kspace, item.operator, item.noise_std, samples)
             samples = final(samples)
-            std = samples.abs().std(0, correction=1) if len(samples) > 1 else torch.zeros(samples.shape[-2:])
-            std *= self.check.std_factor
+            if len(samples) > 1:
+                std = samples.abs().std(0, correction=1) * self.check.std_factor
         return SliceResult(
             index,
             final(mean),
@@ -361,7 +361,7 @@ def reconstruct(
         "posterior" (estimate and standard deviation from samples), "mmse" (one network evaluation), "zero-filled",
         "sense", "l1-wavelet", "tv".
     samples, steps : int
-        Posterior samples, and network evaluations of each.
+        Posterior samples (one has no standard deviation), and network evaluations of each.
     seed : int
         Sample k of slice i has its own stream: it does not depend on which other slices or samples are drawn.
     noise_std : float, optional

@@ -8,8 +8,7 @@ from tempfile import TemporaryFile
 
 from mri_ambient.errors import InputError
 from mri_ambient.preparation import find_sources, is_volume
-from mri_ambient.readers import split_part
-from mri_ambient.recon.evaluation import SUFFIX
+from mri_ambient.readers import is_result, split_part
 
 
 def find_scans(scans: Sequence[str | Path]) -> list[Path]:
@@ -26,7 +25,7 @@ def find_scans(scans: Sequence[str | Path]) -> list[Path]:
     for item in scans:
         path = Path(item)
         if path.is_dir() or (not path.exists() and any(sign in str(item) for sign in "*?[")):
-            matches = [m for m in find_sources([item]) if not is_volume(m) and not m.stem.endswith(SUFFIX)]
+            matches = [m for m in find_sources([item]) if not is_result(m) and not is_volume(m)]
             if not matches:
                 raise InputError(f"There is no scan in {item}: name files with k-space.")
         else:

@@ -47,7 +47,7 @@ def test_volumes_are_simulated_as_asked(train, nifti, tmp_path):
     assert (found["prior"], found["card"]["images"]) == (str(tmp_path / "run" / "prior.safetensors"), 8)
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (settings["coils"], settings["noise"], settings["matrices"]) == (3, 0.05, [104, 100])
-    prepared = json.loads((tmp_path / "run" / "data" / "00000.json").read_text())
+    prepared = json.loads((tmp_path / "run" / "data" / "00000.json").read_text())["records"]
     assert {tuple(record["shape"]) for record in prepared} == {(3, 104, 104)}
     assert "heldout_error" in (tmp_path / "run" / "metrics.jsonl").read_text()
 

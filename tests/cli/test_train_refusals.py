@@ -132,6 +132,13 @@ class TestNoise:
         assert "--noise" in line
 
 
+def test_an_acceleration_that_no_mask_can_have(train, tmp_path):
+    scan = simulate_scan(phantom_volume(1, (32, WIDTH), seed=0), coils=2, name="scan")
+    write_scan(scan, tmp_path / "scans" / "scan.h5")
+    line = train(tmp_path / "scans", "--accel", 8)
+    assert "The sampling pattern does not fit a matrix of 32 x 48: Acceleration 8 leaves 6 of 48 lines" in line
+
+
 class TestViews:
     def test_a_centre_wider_than_the_scans_have(self, train, shifted):
         line = train(shifted, "--method", "bootstrap", "--view", "centre:25")

@@ -22,6 +22,7 @@ from mri_ambient.scan import load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training import train
 from mri_ambient.training_data import load_data
+from mri_ambient.validation import validate
 
 SMALL = UnetConfig(channels=4, levels=2)
 SMALL_VARNET = VarNetConfig(channels=4, levels=2, cascades=3)
@@ -153,6 +154,19 @@ def test_training_lowers_the_loss_on_whole_slices(scans, tmp_path, method):
     objective = objective_of(config)
     losses = [training.train_step(config, state, objective, batch)[0] for _ in range(30)]
     assert losses[-1] < 0.85 * losses[0]
+
+
+@pytest.mark.parametrize(("method", "rows"), [("unet", 48), ("varnet", 48), ("supervised", 16)])
+def test_validation_shows_what_training_does(scans, tmp_path, monkeypatch, method, rows):
+    config = TrainConfig(method=method, preset="tiny", batch=2, strip=16, accel=2)
+    data, _ = load_data([scans], [], config, tmp_path, Silent())
+    state = new_state(config, torch.device("cpu"), torch.float32)
+    seen, forward = [], type(state.average).forward
+    monkeypatch.setattr(
+        type(state.average), "forward", lambda self, z, *rest: seen.append(z.shape[-2]) or forward(self, z, *rest)
+    )
+    validate(state.average, data, config)
+    assert set(seen) == {rows}
 
 
 @pytest.mark.parametrize("method", ["unet", "varnet"])

@@ -19,7 +19,7 @@ from mri_ambient.dataset import KINDS, PreparedSlices, save_array
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern
 from mri_ambient.phantoms import phantom_volume
-from mri_ambient.preparation import Simulation, find_sources, prepare
+from mri_ambient.preparation import Simulation, find_sources, own_names, prepare
 from mri_ambient.reporter import Silent
 from mri_ambient.scan import load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
@@ -107,6 +107,19 @@ class TestFinding:
         with pytest.raises(InputError, match="Nothing found"):
             find_sources(["y/*"])
 
+    def test_leaves_results_out_unless_they_are_named(self, tmp_path):
+        scans = ["p.h5", "recon.h5", "p_recon_old.h5", "p_reconstructed.nii.gz"]
+        results = ["p_recon.h5", "p_recon.nii.gz", "p_recon_std.nii.gz", "p_recon_std.cfl", "p_contrast=1_recon.h5"]
+        for name in (*scans, *results, "p_recon_dicom/1.dcm", "p_recon_dicom/std/1.dcm", "series/1.dcm"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        wanted = sorted(tmp_path / name for name in (*scans, "series"))
+        assert find_sources([tmp_path]) == wanted
+        assert find_sources([tmp_path / "*.h5"]) == [path for path in wanted if path.suffix == ".h5"]
+        assert find_sources([tmp_path / "p_recon.h5"]) == [tmp_path / "p_recon.h5"]
+        assert tmp_path / "p_recon_dicom" in find_sources([tmp_path / "p_recon_dicom"])
+        assert find_sources([tmp_path / "*_recon.nii.gz"]) == [tmp_path / "p_recon.nii.gz"]
+
 
 class TestOpening:
     def test_examines_with_one_opening(self, archive, opened):
@@ -144,6 +157,105 @@ class TestOpening:
 
 def refuse(*arguments, **settings):
     raise RuntimeError("calibration")
+
+
+class TestResuming:
+    @pytest.fixture
+    def copies(self, archive, tmp_path):
+        """An archive of two scans, b.h5 and d.h5."""
+        folder = tmp_path / "archive"
+        folder.mkdir()
+        for name in "bd":
+            shutil.copy(archive / "a.h5", folder / f"{name}.h5")
+        return folder
+
+    def begin(self, copies, tmp_path):
+        return prepare(find_sources([copies]), tmp_path / "run", **SETTINGS)
+
+    @pytest.mark.parametrize(
+        ("change", "why"),
+        [
+            (lambda f: shutil.copy(f / "b.h5", f / "a.h5"), "number 1 was archive/b.h5, now it is archive/a.h5"),
+            (lambda f: (f / "d.h5").rename(f / "c.h5"), "number 2 was archive/d.h5, now it is archive/c.h5"),
+            (lambda f: (f / "d.h5").unlink(), "number 2 was archive/d.h5, now it is missing"),
+            (lambda f: shutil.copy(f / "b.h5", f / "e.h5"), "they were 2, now they are 3"),
+        ],
+        ids=["before", "renamed", "missing", "behind"],
+    )
+    def test_refuses_other_scans(self, copies, tmp_path, change, why):
+        self.begin(copies, tmp_path)
+        before = sorted(os.listdir(tmp_path / "run"))
+        change(copies)
+        with pytest.raises(InputError, match=rf"begun with other scans \({why}\): choose another --out"):
+            self.begin(copies, tmp_path)
+        assert sorted(os.listdir(tmp_path / "run")) == before
+
+    def test_does_not_mind_a_moved_archive(self, copies, tmp_path, monkeypatch):
+        first = self.begin(copies, tmp_path)
+        (tmp_path / "elsewhere").mkdir()
+        moved = copies.rename(tmp_path / "elsewhere" / "archive")
+        monkeypatch.setattr(preparation, "calibrate", refuse)
+        monkeypatch.chdir(moved)
+        assert prepare(find_sources(["*.h5"]), tmp_path / "run", **SETTINGS).records == first.records
+
+    def test_a_scan_that_stopped_it_can_be_taken_out(self, copies, tmp_path):
+        (copies / "e.h5").write_bytes(b"damaged")
+        with pytest.raises(InputError):
+            self.begin(copies, tmp_path)
+        (copies / "e.h5").unlink()
+        assert len(self.begin(copies, tmp_path)) == 4
+
+    @pytest.mark.parametrize("text", ["[]", "{", '{"source": "archive/b.h5", "last": false, "records": [{}]}'])
+    def test_says_what_it_cannot_read(self, copies, tmp_path, text):
+        self.begin(copies, tmp_path)
+        (tmp_path / "run" / "00000.json").write_text(text)
+        with pytest.raises(InputError, match=r"00000\.json is damaged or of another version: choose another --out"):
+            self.begin(copies, tmp_path)
+
+    def test_knows_volumes_by_their_name(self, tmp_path):
+        volumes = [phantom_volume(1, SIZE, seed=seed) for seed in (0, 1)]
+        prepare(volumes, tmp_path / "run", **SETTINGS)
+        assert len(prepare(volumes, tmp_path / "run", **SETTINGS)) == 2
+        with pytest.raises(InputError, match="number 1 was phantom0, now it is phantom1"):
+            prepare(volumes[::-1], tmp_path / "run", **SETTINGS)
+
+
+class TestPatients:
+    @pytest.fixture
+    def nameless(self, tmp_path):
+        """Four scans of one name, undersampled by the scanner, of patients that are not known."""
+        scan = simulate_scan(phantom_volume(1, SIZE, seed=0), coils=2, pattern=MaskPattern("random", 2), name="scan")
+        for number in range(4):
+            write_scan(replace(scan, patient=None), tmp_path / "nameless" / f"sub{number}" / "scan.h5")
+        return tmp_path / "nameless"
+
+    def test_scans_of_one_name_are_told_apart_by_their_folders(self, nameless, tmp_path, cache, monkeypatch):
+        monkeypatch.setattr(training_data, "default_cache", lambda: cache)
+        monkeypatch.setattr(training_data, "first_reconstruction", zero_filled)
+        config = TrainConfig(accel=2, preset="tiny")
+        alone = prepare([nameless / "sub0" / "scan.h5"], tmp_path / "alone", cache=cache, **SETTINGS)
+        assert [record.patient for record in alone.records] == ["scan"]
+        for _ in range(2):
+            training, held_out = training_data.begin([nameless], [], config, tmp_path / "run", Silent())
+            assert len(held_out) == 1
+            found = sorted(record.patient for record in (*training.records, *held_out.records))
+            assert found == [f"sub{number}/scan" for number in range(4)]
+        assert cache.hits > 0
+
+    def test_names_are_kept_where_they_differ_or_mean_something(self, tmp_path):
+        (tmp_path / "x" / "series").mkdir(parents=True)
+        (tmp_path / "y" / "series").mkdir(parents=True)
+        names = ["a/s.h5", "a/s.cfl", "b/s.h5", "a/t.h5", "p/u.nii.gz", "q/u.nii.gz", "x/series", "y/series"]
+        sources = [*(tmp_path / name for name in names), tmp_path / "a" / "n/v.h5", tmp_path / "b" / "n/v.h5"]
+        told = [distinct for _, distinct in own_names([*sources, phantom_volume(1, SIZE, seed=0)])]
+        assert told == ["a/s", "a/s", "b/s", "t", "", "", "x/series", "y/series", "a/n/v", "b/n/v", ""]
+
+    def test_a_patient_that_is_known_stays(self, archive, tmp_path):
+        for name in "xy":
+            (tmp_path / name).mkdir()
+            shutil.copy(archive / "a.h5", tmp_path / name)
+        data = prepare(find_sources([tmp_path / "*" / "a.h5"]), tmp_path / "run", **SETTINGS)
+        assert {record.patient for record in data.records} == {load_scan(archive / "a.h5").patient}
 
 
 class TestSharing:
@@ -309,3 +421,40 @@ class TestServing:
             save_array(tmp_path / f"{number}_mask.npy", mask)
         held = PreparedSlices(tmp_path, records)
         torch.testing.assert_close(held.probability(records[0]), masks.float().mean(0))
+
+    @pytest.fixture
+    def archived(self, tmp_path):
+        """Six slices of the scanner's own masks: five patients of different height, and a sixth with a mask alone."""
+        data = prepare([phantom_volume(1, SIZE, seed=0)], tmp_path, **SETTINGS)
+        (record,) = data.records
+        masks = torch.rand(6, 1, SIZE[1], generator=torch.Generator().manual_seed(0)) < 0.5
+        masks[:5, 0, 7], masks[5, 0, 7] = False, True
+        records = [
+            replace(record, name=f"{n}", patient=f"p{n}", shape=(2, 40 + 2 * n, SIZE[1]), retrospective=False)
+            for n in range(6)
+        ]
+        for number, mask in enumerate(masks):
+            save_array(tmp_path / f"{number}_mask.npy", mask)
+        return PreparedSlices(tmp_path, records), masks
+
+    def test_frequencies_of_lines_do_not_depend_on_the_readout(self, archived):
+        data, masks = archived
+        torch.testing.assert_close(data.probability(data.records[0]), masks.float().mean(0))
+        square = [replace(record, line_mask=False) for record in data.records]
+        alone = PreparedSlices(data.folder, square).probability(square[0])
+        torch.testing.assert_close(alone, masks[0].float())
+
+    def test_held_out_slices_have_the_frequencies_of_the_others(self, archived):
+        data, masks = archived
+        training, held_out = data.split({"p5"})
+        expected = masks[:5].float().mean(0)
+        torch.testing.assert_close(training.probability(training.records[0]), expected)
+        expected = torch.where(expected > 0, expected, masks.float().mean(0))  # line 7, which training never shows
+        assert float(expected[0, 7]) == pytest.approx(1 / 6)
+        torch.testing.assert_close(held_out.probability(held_out.records[0]), expected)
+
+    def test_held_out_slices_that_resemble_no_other_have_their_own(self, archived):
+        data, masks = archived
+        data.records[5] = replace(data.records[5], line_mask=False)
+        _, held_out = data.split({"p5"})
+        torch.testing.assert_close(held_out.probability(held_out.records[0]), masks[5].float())

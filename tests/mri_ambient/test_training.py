@@ -1,12 +1,16 @@
 """Training end to end on tiny scans: what is written, what is resumed, what is refused."""
 
 import json
+import subprocess
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import mri_ambient as ma
 from mri_ambient import training, training_data
 from mri_ambient.config import TrainConfig
 from mri_ambient.dataset import PreparedSlices
@@ -23,7 +27,7 @@ from mri_ambient.run_state import new_state
 from mri_ambient.scan import Scan, load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training import learning_rate, train
-from mri_ambient.training_data import check_resumable, load_data
+from mri_ambient.training_data import begin, check_resumable, load_data, locked
 from mri_ambient.validation import validate
 
 SETTINGS = {"preset": "tiny", "batch": 2, "strip": 16, "images": 12, "accel": 2, "device": "cpu", "precision": "fp32"}
@@ -75,6 +79,88 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(scans, tmp_path, meth
     resumed = train([scans], out=tmp_path / "killed", method=method, **SETTINGS)
     for (name, a), b in zip(weights(whole.folder).items(), weights(resumed.folder).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "no counters"])
+def test_a_damaged_state_says_what_to_do(scans, tmp_path, damage):
+    run = train([scans], out=tmp_path / "run", **SETTINGS)
+    path = run.folder / "state.safetensors"
+    if damage == "no counters":
+        path.write_bytes(run.prior.read_bytes())
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else -100])
+    damaged = path.read_bytes()
+    with pytest.raises(InputError, match=rf"state\.safetensors is damaged .*: remove {run.folder} to begin it anew"):
+        train([scans], out=run.folder, **SETTINGS)
+    assert path.read_bytes() == damaged
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from mri_ambient.training_data import locked
+
+with locked(Path(sys.argv[1])):
+    print("inside", flush=True)
+    sys.stdin.read()
+"""
+
+
+class TestLock:
+    @pytest.fixture(autouse=True)
+    def locks(self):
+        pytest.importorskip("fcntl", reason="this system cannot lock files")
+
+    @pytest.fixture
+    def other(self, tmp_path):
+        """Another process that trains in the folder run."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdout.readline() == b"inside\n"
+        yield process
+        process.kill()
+        process.communicate()
+
+    def test_a_second_process_is_refused_until_the_first_is_gone(self, scans, tmp_path, other):
+        with pytest.raises(InputError, match=r"Another process is training in .*run: wait .* choose another --out"):
+            train([scans], out=tmp_path / "run", **SETTINGS)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        other.kill()
+        other.communicate()
+        train([scans], out=tmp_path / "run", **SETTINGS)
+
+    @pytest.mark.parametrize("method", ["ambient", "em"])
+    def test_it_is_held_from_the_beginning_to_the_end_and_not_longer(self, scans, tmp_path, method):
+        settings, refused = {**SETTINGS, "method": method}, []
+        if method == "em":
+            settings["init"] = str(train([scans], out=tmp_path / "first", **SETTINGS).folder)
+
+        class Intruder(Silent):
+            def stage(self, text, done, total):
+                with pytest.raises(InputError, match="Another process"), locked(tmp_path / "run"):
+                    pass
+                refused.append(text)
+
+        ma.train([scans], out=tmp_path / "run", reporter=Intruder(), **settings)
+        assert {"preparing scans", "training"} <= set(refused)
+        with locked(tmp_path / "run"):
+            pass
+
+    def test_a_failure_lets_go_of_it(self, scans, tmp_path):
+        config = TrainConfig(preset="tiny", accel=2)
+        check_resumable(tmp_path / "run", replace(config, seed=1))
+        with ExitStack() as held, pytest.raises(InputError, match="other settings"):
+            begin([scans], [], config, tmp_path / "run", Silent(), held)
+        with locked(tmp_path / "run"):
+            pass
+
+    def test_clears_what_a_killed_process_left(self, scans, tmp_path):
+        (tmp_path / "run" / "data").mkdir(parents=True)
+        left = tmp_path / "run" / "data" / ".0123.unfinished"
+        left.touch()
+        with locked(tmp_path / "run"):
+            assert not left.exists()
 
 
 def test_another_seed_gives_another_prior(scans, tmp_path):

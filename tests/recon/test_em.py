@@ -85,7 +85,8 @@ class TestRun:
 
     def test_every_lap_draws_anew_and_from_the_lap_before(self, whole, init, scan):
         config = TrainConfig.from_json((whole.folder / "config.json").read_text())
-        records = [Record.from_json(v) for v in json.loads((whole.folder / "data" / "00000.json").read_text())]
+        marker = json.loads((whole.folder / "data" / "00000.json").read_text())
+        records = [Record.from_json(values) for values in marker["records"]]
         data = PreparedSlices(whole.folder / "data", records)
         for lap, prior in ((1, load_prior(init)), (2, load_prior(whole.folder / "lap-1"))):
             for record in records:

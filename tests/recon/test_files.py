@@ -4,6 +4,7 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -39,6 +40,17 @@ def prior():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Prior(Denoiser(PRESETS["tiny"]).eval().requires_grad_(False), {}, "random", "0")
+
+
+def test_a_damaged_slice_is_refused_before_any_work(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    kspace = (rng.normal(size=(40, 2, 16, 16)) + 1j * rng.normal(size=(40, 2, 16, 16))).astype(np.complex64)
+    write_scan(Scan.from_arrays(kspace, noise_std=1.0), tmp_path / "scan.h5")
+    with h5py.File(tmp_path / "scan.h5", "a") as file:
+        file["kspace"][37, 0, 0, 0] = np.nan
+    monkeypatch.setattr(Reconstructor, "slice", None)
+    with pytest.raises(InputError, match="slice 37"):
+        reconstruct_files([tmp_path / "scan.h5"], tmp_path, settings=Settings("sense"))
 
 
 class Log:

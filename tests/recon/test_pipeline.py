@@ -78,6 +78,11 @@ def test_same_seed_same_samples_whatever_else_is_drawn(prior):
     torch.testing.assert_close(many.std, many.samples.abs().std(1), rtol=1e-4, atol=1e-6)
 
 
+def test_one_sample_has_no_standard_deviation(prior):
+    scan = simulate_scan(phantom_volume(1, (32, 24), seed=0), coils=3, pattern=MaskPattern("random", 2))
+    assert reconstruct(scan, prior, samples=1, steps=2, device="cpu").std is None
+
+
 def test_crop_comes_last_and_network_evaluations_are_counted(prior):
     scan = phantom(slices=1)
     small = Scan.from_arrays(scan.kspace, scan.mask, noise_std=0.01, recon_size=(40, 40), name=scan.name)
@@ -302,11 +307,11 @@ def test_the_shipped_prior_beats_cg_sense_on_anatomy_it_never_saw(data_dir):
 
 @pytest.mark.parametrize(("samples", "level"), [(3, 0.5), (8, 0.9)])
 def test_intervals_cover_what_they_promise(samples, level):
-    """Gaussian errors; the standard deviation is that of a few samples, and uncertain."""
+    """Gaussian errors; mean and standard deviation are those of a few samples, and uncertain."""
     generator = torch.Generator().manual_seed(0)
-    truth = 10 + torch.randn(1, 200, 200, generator=generator)
-    std = torch.randn(samples, 1, 200, 200, generator=generator).std(0)
-    rec = Reconstruction(torch.full((1, 200, 200), 10.0), std, attributes={"samples_drawn": samples})
+    truth, *drawn = 10 + torch.randn(1 + samples, 1, 200, 200, generator=generator)
+    drawn = torch.stack(drawn)
+    rec = Reconstruction(drawn.mean(0), drawn.std(0), attributes={"samples_drawn": samples})
     lower, upper = rec.interval(level)
     assert ((lower < truth) & (truth < upper)).float().mean() == pytest.approx(level, abs=0.01)
 
