@@ -20,7 +20,7 @@ from mri_ambient.dataset import PreparedSlices
 from mri_ambient.denoiser import count_parameters
 from mri_ambient.methods import needs_references, objective_of
 from mri_ambient.phantoms import phantom_volume
-from mri_ambient.preparation import Simulation, find_sources, is_fully_sampled, is_volume, prepare
+from mri_ambient.preparation import Simulation, find_sources, is_volume, prepare
 from mri_ambient.recon.meter import counted, duration
 from mri_ambient.recon.places import check_folder
 from mri_ambient.run_state import State, choose_device, new_state
@@ -125,7 +125,7 @@ def _first(sources: Sequence[Path], config: TrainConfig) -> dict[str, Any]:
         slices, coils, *matrix = scan.shape
         noise = config.noise if config.noise is not None else scan.noise_std
         found = {"name": scan.name, "slices": slices, "coils": coils, "matrix": matrix, "noise_std": noise}
-        return {**found, "acceleration": None if is_fully_sampled(scan) else scan.acceleration}
+        return {**found, "acceleration": None if scan.is_fully_sampled else scan.acceleration}
     name, (slices, *matrix) = "phantom", (training_data.PHANTOM_SLICES, *training_data.PHANTOM_SHAPE)
     if sources:
         volume = load_volume(sources[0])

@@ -228,11 +228,6 @@ def _begun(folder: Path, labels: Sequence[str]) -> dict[int, list[Record]]:
     return done
 
 
-def is_fully_sampled(scan: Scan) -> bool:
-    """Whether every line was acquired, zero-padded ones apart."""
-    return scan.acceleration < 1.01
-
-
 def require_full_sampling(scan: Scan) -> None:
     """Refuse an undersampled scan where references are needed.
 
@@ -241,7 +236,7 @@ def require_full_sampling(scan: Scan) -> None:
     InputError
         If it is, with a method that works.
     """
-    if not is_fully_sampled(scan):
+    if not scan.is_fully_sampled:
         raise InputError(
             f"Supervised training needs fully sampled scans, but {scan.name} is undersampled: use --method ambient."
         )
@@ -303,7 +298,7 @@ def _records(
         records = list(_prepare_scan(acquired, clean, folder, recipe))
         files = {f"{r.name}_{kind}.npy" for r in records for kind in KINDS}
         note = [asdict(replace(r, name=r.name.removeprefix(recipe.prefix))) for r in records]
-        key = keys[1] if is_fully_sampled(acquired) else keys[0]
+        key = keys[1] if acquired.is_fully_sampled else keys[0]
         cache.store(key, {name.removeprefix(recipe.prefix): folder / name for name in files}, note)
     return records
 
@@ -325,7 +320,7 @@ def _open(source: Path | Volume, scan: Scan | None, recipe: _Recipe) -> tuple[Sc
 def _prepare_scan(scan: Scan, clean: Scan | None, folder: Path, recipe: _Recipe) -> Iterator[Record]:
     full = scan
     pattern = recipe.pattern
-    retrospective = is_fully_sampled(scan)
+    retrospective = scan.is_fully_sampled
     if recipe.reconstruct is None:
         require_full_sampling(scan)
     shape = scan.shape[2], scan.shape[3]

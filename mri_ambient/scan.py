@@ -204,6 +204,11 @@ class Scan:
         slices = self.mask.shape[0] if self.mask.ndim == 3 else 1
         return slices * rows * (width - sum(self.padding)) / int(self.mask.sum())
 
+    @property
+    def is_fully_sampled(self) -> bool:
+        """Whether nothing was left out, a stray sample in a hundred and zero-padded columns apart."""
+        return self.acceleration < 1.01
+
     def undersample(self, mask: Tensor | np.ndarray) -> Scan:
         """Leave out samples retrospectively.
 

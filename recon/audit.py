@@ -326,7 +326,7 @@ class _Look:
                 wanted = place % every == 0
                 generator = stream(self.seed, "audit", scan.patient or "", scan.name, index)
                 errors.append(self._error(image, generator) if wanted else torch.full((len(SIGMAS),), torch.nan))
-                undersampled += scan.acceleration >= 1.01
+                undersampled += not scan.is_fully_sampled
         if not features:
             raise InputError(f"None of the slices of {sources[0]} and others shows any anatomy.")
         return Slices(torch.stack(features), tuple(patients), torch.stack(errors), undersampled)
@@ -344,7 +344,7 @@ class _Look:
             item = prepare_slice(scan, index, calibration, self.denoiser.device)
             if (item.operator.sensitivity_maps.abs().amax(0) > 0).float().mean() < EMPTY:
                 continue
-            if scan.acceleration < 1.01:
+            if scan.is_fully_sampled:
                 yield index, item.operator.adjoint(item.kspace)
             else:
                 yield index, cg_sense(item.kspace, item.operator, item.noise_std)

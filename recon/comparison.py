@@ -290,7 +290,7 @@ def opened(source: Source, conditions: Conditions) -> tuple[Scan, list[int], np.
 
 def require_full(scan: Scan) -> None:
     """Refuse scans that cannot be undersampled in any way."""
-    if scan.acceleration > 1.01:
+    if not scan.is_fully_sampled:
         raise InputError(
             f"{scan.name} is undersampled (R = {scan.acceleration:.2f}): a benchmark needs fully sampled scans or "
             "magnitude volumes, as it undersamples them itself."

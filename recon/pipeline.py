@@ -98,7 +98,7 @@ def undersample(scan: Scan, accel: float | None, mask: str = "random", seed: int
     """
     if accel is None:
         return scan
-    if scan.acceleration > 1.01:
+    if not scan.is_fully_sampled:
         raise InputError(
             f"{scan.name} is undersampled already (R = {scan.acceleration:.2f}); --accel is for fully sampled scans."
         )
