@@ -25,7 +25,12 @@ SCRIPTS: tuple[tuple[str, str, list[str], list[str]], ...] = (  # title, script,
         ["--coils", "16", "--size", "320", "320", "--many", "25", "1", "--widths"],
         [],
     ),
-    ("Training and sampling", "training.py", [], ["--presets", "tiny", "--steps", "3", "--slice", "4", "32", "40"]),
+    (
+        "Training and sampling",
+        "training.py",
+        ["--presets", "small"],
+        ["--presets", "tiny", "--steps", "3", "--slice", "4", "32", "40"],
+    ),
     ("Growth", "growth.py", ["--runs", "2"], ["--parts", "slices", "--largest", "4"]),
     ("Start-up", "startup.py", [], []),
 )

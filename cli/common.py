@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from mri_ambient.errors import InputError
+from mri_ambient.errors import InputError, SettingError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -98,6 +98,8 @@ def report(error: BaseException, subject: str = "") -> int:
 
 def describe(error: BaseException) -> tuple[int, str]:
     """Exit code and sentence for an exception."""
+    if isinstance(error, SettingError):
+        return BAD_INPUT, f"--{error.name} {error.complaint}"
     if isinstance(error, InputError):
         return BAD_INPUT, str(error)
     if isinstance(error, Stopped):

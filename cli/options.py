@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mri_ambient.errors import InputError
+from mri_ambient.errors import InputError, SettingError
 
 from .completion import one_of, prior_names
 
@@ -28,10 +28,19 @@ MASK = Annotated[
         help=f"Pattern of --accel: {', '.join(MASKS)}.", show_default=DEFAULT_MASK, autocompletion=one_of(MASKS)
     ),
 ]
+
+
+def _storable(seed: int) -> int:
+    """A seed that fits into an attribute of HDF5; a range of the type would fill half of the help."""
+    if not 0 <= seed < 2**63:
+        raise SettingError("seed", f"must lie between 0 and {2**63 - 1}, but is {seed}.")
+    return seed
+
+
 _PRIOR_HELP = "Shipped name, file, or folder of a training run."
 PRIOR = Annotated[str, typer.Option(help=_PRIOR_HELP, autocompletion=prior_names)]
 PRIOR_ARGUMENT = Annotated[str, typer.Argument(help=_PRIOR_HELP, show_default=False, autocompletion=prior_names)]
-SEED = Annotated[int, typer.Option(help="Decides everything random.")]
+SEED = Annotated[int, typer.Option(help="Decides everything random.", callback=_storable)]
 DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=one_of(("auto", "cpu", "cuda")))]
 PRECISION = Annotated[
     str, typer.Option(help="Of the network: auto, bf16, fp32.", autocompletion=one_of(("auto", "bf16", "fp32")))

@@ -30,7 +30,7 @@ def priors(as_json: Annotated[bool, typer.Option("--json", help="Print the cards
         return
     readable = [card for card in found if "error" not in card]
     if readable:
-        print_table(list(_COLUMNS), [[_cell(card.get(key)) for key in _COLUMNS.values()] for card in readable])
+        print_table(list(_COLUMNS), [[_cell(card, key) for key in _COLUMNS.values()] for card in readable])
     for card in found:
         if "error" in card:
             print(f"{card['name']}: {card['error']}")
@@ -51,7 +51,9 @@ def _cards() -> list[dict[str, Any]]:
     return cards
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _cell(card: dict[str, Any], key: str) -> str:
+    value = card.get(key)
+    if value is None or (key in ("acceleration", "mask") and card.get("method") == "supervised"):
+        return "-"  # a supervised prior learned from fully sampled scans
+    values = value if isinstance(value, list) else [value]
+    return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in values)

@@ -8,13 +8,15 @@ import typer
 from mri_ambient.errors import InputError
 
 from .common import Terminal, print_json
-from .options import ACCEL, JSON, MASK, QUIET, SEED, chosen_mask
+from .options import JSON, MASK, QUIET, SEED, chosen_mask
 
 
 def simulate(
     volume: Annotated[Path, typer.Argument(help="NIfTI file, DICOM folder or DICOM file.", show_default=False)],
     coils: Annotated[int, typer.Option(help="Number of receive coils.")] = 8,
-    accel: ACCEL = None,
+    accel: Annotated[
+        float | None, typer.Option(help="Undersample this many times.", show_default="fully sampled")
+    ] = None,
     mask: MASK = None,
     noise: Annotated[
         float, typer.Option(help="Noise per real component; the 99th percentile of the volume is 1.")

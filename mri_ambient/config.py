@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mri_ambient.denoiser import PRESETS
-from mri_ambient.errors import InputError
+from mri_ambient.errors import InputError, SettingError
 
 VARIANTS = {  # of each method, the default first
     "ambient": ("weighted", "published"),
@@ -92,7 +92,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
-        _one_of(f"variant of {self.method}", self.form, VARIANTS[self.method])
+        variants = VARIANTS[self.method]
+        if self.variant and variants == ("",):
+            raise InputError(f"The method {self.method} has no variants: leave {self.variant!r} out.")
+        _one_of("variant", self.form, variants, f" of {self.method}")
         if (self.method == "bootstrap") != bool(self.view or self.views) or (self.view and self.views):
             raise InputError(
                 "The method bootstrap, and no other, needs either --view (one to train) or --views (priors to compose)."
@@ -109,8 +112,8 @@ class TrainConfig:
         _within("batch", self.batch, 1, 4096)
         _within("patch", self.patch, 16, 4096)
         _within("strip", self.strip, 8, 4096)
-        _within("learning rate", self.learning_rate, 1e-7, 1)
-        _within("EMA decay", self.ema, 0, 0.999999)
+        _within("learning_rate", self.learning_rate, 1e-7, 1)
+        _within("ema", self.ema, 0, 0.999999)
         _within("coils", self.coils, 1, 64)
         for matrix in self.matrices:
             _within("matrix", matrix, 16, 2048)
@@ -167,11 +170,11 @@ def _numbers(value: Any) -> tuple[float, ...]:
     return numbers
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: str, allowed: tuple[str, ...], whose: str = "") -> None:
     if value not in allowed:
-        raise InputError(f"The {name} {value!r} is not one of {', '.join(allowed)}.")
+        raise SettingError(name, f"{value!r}{whose} is not one of {', '.join(allowed)}.")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise InputError(f"The {name} must lie between {low:g} and {high:g}, but is {value:g}.")
+        raise SettingError(name, f"must lie between {low:g} and {high:g}, but is {value:g}.")

@@ -138,8 +138,7 @@ def load_prior(name: str | Path = DEFAULT_PRIOR, device: torch.device | str = "c
     except RuntimeError as error:
         raise InputError(f"The weights in {path} do not fit the network they describe; the file is damaged.") from error
     denoiser = denoiser.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    label = name if isinstance(name, str) and name in shipped_priors() else path.stem
-    return Prior(denoiser, json.loads(metadata["card"]), str(label), weights_hash(weights))
+    return Prior(denoiser, json.loads(metadata["card"]), prior_label(name), weights_hash(weights))
 
 
 def network_kind(network: nn.Module) -> str:
@@ -196,6 +195,16 @@ def find_prior(name: str | Path) -> Path:
     raise InputError(
         f"There is no prior {str(name)!r}: give a file, a run folder, or one of {', '.join(shipped_priors())}."
     )
+
+
+def prior_label(name: str | Path) -> str:
+    """What a prior is called in results and tables: its shipped name, or that of its run folder or file."""
+    if str(name) in shipped_priors():
+        return str(name)
+    path = Path(name)
+    if path.is_dir():
+        path /= RUN_FILE
+    return path.parent.resolve().name if path.name == RUN_FILE else path.stem
 
 
 def shipped_priors() -> dict[str, Path]:

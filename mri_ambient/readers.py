@@ -16,6 +16,7 @@ from mri_ambient.formats import bart, calgary, fastmri, ismrmrd, twix
 from mri_ambient.formats.base import ScanFile
 from mri_ambient.hdf5 import is_hdf5, open_hdf5
 from mri_ambient.specification import load_specification
+from mri_ambient.volumes import is_image
 
 if TYPE_CHECKING:
     import h5py
@@ -51,7 +52,7 @@ def examine(path: str | Path) -> ScanFile:
         and none is named (`mri_ambient.formats.base.SeveralScansError`).
     """
     file, part = split_part(path)
-    if bart.header_of(file) is None and is_hdf5(file):
+    if bart.header_of(file) is None and _is_hdf5(file):
         with open_hdf5(file) as opened:
             return _EXAMINERS[_hdf5_format(opened)](file, part, opened)
     return _EXAMINERS[recognise(file)](file, part)
@@ -97,7 +98,7 @@ def recognise(path: Path) -> str:
     """
     if bart.header_of(path) is not None:
         return "bart"
-    if is_hdf5(path):
+    if _is_hdf5(path):
         with open_hdf5(path) as opened:
             return _hdf5_format(opened)
     with path.open("rb") as file:
@@ -108,9 +109,23 @@ def recognise(path: Path) -> str:
             return "twix"
     except InputError:  # too short for that
         pass
+    _refuse_images(path)
     raise InputError(
         f"{path} is not an HDF5 file and in no other known format (BART, NumPy, twix): convert it to HDF5."
     )
+
+
+def _is_hdf5(path: Path) -> bool:
+    """As `is_hdf5`, but a folder of images is called what it is."""
+    if path.is_dir():
+        _refuse_images(path)
+    return is_hdf5(path)
+
+
+def _refuse_images(path: Path) -> None:
+    if is_image(path):
+        what = "holds images" if path.is_dir() else "is an image"
+        raise InputError(f"{path} {what}, not k-space: mri-ambient simulate makes a scan of a magnitude volume.")
 
 
 def _hdf5_format(file: h5py.File) -> str:

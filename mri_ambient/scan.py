@@ -101,7 +101,7 @@ class Scan:
         target : Tensor or ndarray, optional
             Reference magnitude (slice, y, x), or (y, x) for one slice.
         sensitivity_maps : Tensor or ndarray, optional
-            Coil maps of the shape of k-space.
+            Coil maps of the shape of k-space, for the caller: reconstruction and training calibrate their own.
 
         Returns
         -------

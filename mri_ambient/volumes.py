@@ -21,6 +21,7 @@ isotropic are cut axially. The slice axis of a DICOM series is the one along whi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 # The directions of (slice, y, x) for the anatomical axis the slices are stacked along, as nibabel axis codes.
 _DIRECTIONS = {"L": ("L", "I", "P"), "P": ("P", "I", "L"), "S": ("S", "P", "L")}
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ISMRMRD count to the patient's left and posterior
-_NIFTI = (".nii", ".nii.gz")
+NIFTI = (".nii", ".nii.gz")
+_PREAMBLE, _SIGNATURE = 128, b"DICM"  # of DICOM files
 _ANISOTROPIC = 1.2  # ratio of the largest to the second voxel size from which slices are taken to be 2-D
 _UNEVEN = 0.05  # relative deviation of a slice gap from the mean that is still rounding
 _RINGING = 0.05  # negative values up to this fraction of the maximum are interpolation ringing, more are not magnitude
@@ -102,9 +104,24 @@ def load_volume(path: str | Path | Iterable[str | Path]) -> Volume:
         raise InputError(f"{path} does not exist.")
     if path.is_dir():
         return _load_dicom(path, name=path.resolve().name)
-    if path.name.lower().endswith(_NIFTI):
+    if path.name.lower().endswith(NIFTI):
         return _load_nifti(path)
     return _load_dicom([path])
+
+
+def is_image(path: Path) -> bool:
+    """Whether a path is called like a NIfTI file, or is a DICOM file or a folder that holds some by content."""
+    if path.is_dir():
+        return any(_is_dicom(file) for file in path.iterdir())
+    return path.name.lower().endswith(NIFTI) or _is_dicom(path)
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with suppress(PermissionError), path.open("rb") as file:
+        return file.read(_PREAMBLE + len(_SIGNATURE))[_PREAMBLE:] == _SIGNATURE
+    return False
 
 
 def _load_nifti(path: Path) -> Volume:
@@ -181,7 +198,7 @@ def _series_files(folder: Path) -> list[Path]:
     files = [file for file in files if not file.name.startswith(".") and file.name.upper() != "DICOMDIR"]
     if not files:
         raise InputError(f"{folder} holds no files; a folder with one DICOM series is needed.")
-    if any(file.name.lower().endswith(_NIFTI) for file in files):
+    if any(file.name.lower().endswith(NIFTI) for file in files):
         raise InputError(f"{folder} holds NIfTI files; give one of them instead of the folder.")
     return files
 
@@ -260,13 +277,16 @@ def _read_dicom(file: Path, pixels: bool) -> Dataset:
     try:
         dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
     except InvalidDicomError as e:
+        if not pixels:
+            raise InputError(f"{file} is no DICOM file: leave nothing but the series in its folder.") from e
         raise InputError(f"{file} is neither a NIfTI file (.nii, .nii.gz) nor a DICOM file.") from e
     except OSError as e:
         raise InputError(f"{file} cannot be read: {_first_line(e)}.") from e
     if ("PixelData" not in dataset) if pixels else ("Rows" not in dataset or "Columns" not in dataset):
         raise InputError(f"{file} is a DICOM file without an image.")
     if int(dataset.get("NumberOfFrames") or 1) > 1:
-        raise InputError(f"{file} is a multi-frame DICOM file, which is not supported; convert it to NIfTI first.")
+        kind = "NIfTI" if pixels else "files of one frame"
+        raise InputError(f"{file} is a multi-frame DICOM file, which is not supported; convert it to {kind} first.")
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         raise InputError(f"{file} is a colour image; a magnitude image with one value a pixel is needed.")
     missing = [tag for tag in _GEOMETRY if dataset.get(tag) is None]

@@ -49,8 +49,8 @@ _RIGHT_ANGLE = 1e-3  # cosine
 
 def write_dicom(
     reconstruction: Reconstruction, path: Path, template: Template | None = None, keep_identity: bool = False
-) -> None:
-    """Write the folder; see the module.
+) -> list[Path]:
+    """Write the folder, and return it; see the module.
 
     Parameters
     ----------
@@ -81,6 +81,7 @@ def write_dicom(
         ):
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             dataset.save_as(temporary / name, enforce_file_format=True)
+    return [path]
 
 
 def _files(reconstruction: Reconstruction, headers: list[Dataset], number: int) -> Iterator[tuple[str, Dataset]]:

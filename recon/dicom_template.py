@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mri_ambient.errors import InputError
-from mri_ambient.volumes import DicomSeries, read_series
+from mri_ambient.volumes import NIFTI, DicomSeries, read_series
 
 from .result import Reconstruction
 
@@ -161,6 +161,8 @@ def open_template(path: str | Path) -> Template:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"The template {path} is not a folder: name one that holds a DICOM series.")
+    if any(file.name.lower().endswith(NIFTI) for file in path.iterdir()):
+        raise InputError(f"The template {path} holds NIfTI files: name a folder with nothing but one DICOM series.")
     found = Template(path, read_series(path, pixels=False))
     try:
         with warnings.catch_warnings():

@@ -178,5 +178,7 @@ def _read_target(path: Path) -> _Target:
 def _files(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in (Path(path) for path in paths):
+        if not path.exists():
+            raise InputError(f"There is no file {path}: check the name and the folder.")
         found += sorted(path.glob("*.h5")) if path.is_dir() else [path]
     return found

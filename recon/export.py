@@ -80,8 +80,8 @@ def write_hdf5(reconstruction: Reconstruction, path: Path) -> None:
             writer.write(index, mean, *(None if array is None else array[index] for array in rest))
 
 
-def write_nifti(reconstruction: Reconstruction, path: Path) -> None:
-    """Magnitude as ``x.nii.gz`` and, where there is one, the error bar as ``x_std.nii.gz``."""
+def write_nifti(reconstruction: Reconstruction, path: Path) -> list[Path]:
+    """Magnitude as ``x.nii.gz`` and, where there is one, the error bar as ``x_std.nii.gz``; returns both paths."""
     import nibabel as nib
 
     cut = path.name.lower().rindex(".nii")
@@ -91,6 +91,7 @@ def write_nifti(reconstruction: Reconstruction, path: Path) -> None:
     with replacing_all(*volumes) as temporaries:
         for temporary, volume in zip(temporaries, volumes.values(), strict=True):
             nib.save(_nifti(reconstruction, volume), temporary)
+    return list(volumes)
 
 
 def _nifti(reconstruction: Reconstruction, volume: np.ndarray) -> "Nifti1Image":
@@ -110,8 +111,9 @@ def _nifti(reconstruction: Reconstruction, volume: np.ndarray) -> "Nifti1Image":
     return image
 
 
-def write_cfl(reconstruction: Reconstruction, path: Path) -> None:
-    """The complex estimate as ``x.cfl`` with ``x.hdr`` and, where there is one, the error bar as ``x_std.cfl``."""
+def write_cfl(reconstruction: Reconstruction, path: Path) -> list[Path]:
+    """The complex estimate as ``x.cfl`` with ``x.hdr`` and, where there is one, the error bar as ``x_std.cfl``; returns
+    all their paths."""
     volumes = {path: reconstruction.mean.numpy()}
     if reconstruction.std is not None:
         volumes[path.with_name(f"{path.stem}_std{path.suffix}")] = reconstruction.std.numpy()
@@ -119,9 +121,10 @@ def write_cfl(reconstruction: Reconstruction, path: Path) -> None:
     with replacing_all(*pairs) as temporaries:
         for data, header, volume in zip(temporaries[::2], temporaries[1::2], volumes.values(), strict=True):
             write_cfl_pair(data, header, volume.transpose(1, 2, 0), ("y", "x", "slice"))
+    return pairs
 
 
-def write_png(reconstruction: Reconstruction, path: Path) -> None:
+def write_png(reconstruction: Reconstruction, path: Path) -> list[Path]:
     """All slices as a grid of magnitudes, one grey scale for the volume (clipped at its 99.9th percentile)."""
     from matplotlib.image import imsave
 
@@ -135,3 +138,4 @@ def write_png(reconstruction: Reconstruction, path: Path) -> None:
     brightest = float(np.percentile(magnitude, 99.9)) or 1.0
     with replacing(path) as temporary:
         imsave(temporary, grid / brightest, cmap="gray", vmin=0, vmax=1)
+    return [path]

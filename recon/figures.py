@@ -147,9 +147,10 @@ def curves(
     for (row, column), drawn in grid.items():
         place = axes[rows.index(row), columns.index(column)]
         for curve in drawn:
-            colour = f"C{labels.index(curve.label) % 10}"
-            marks = {"linestyle": "--"} if curve.dashed else {"marker": "o", "label": curve.label}
-            place.plot(curve.x, curve.y, color=colour, markersize=3, linewidth=1.2, **marks)
+            again, number = divmod(labels.index(curve.label), 10)
+            colour, marker = f"C{number}", "o^s"[again % 3]
+            marks = {"linestyle": "--"} if curve.dashed else {"marker": marker, "label": curve.label}
+            place.plot(curve.x, curve.y, color=colour, markersize=4 if again else 3, linewidth=1.2, **marks)
             if curve.band is not None:
                 place.fill_between(curve.x, *curve.band, color=colour, alpha=0.15, linewidth=0)
         if diagonal:

@@ -36,7 +36,7 @@ from mri_ambient.reporter import Reporter, Silent
 from mri_ambient.run_state import choose_device
 from mri_ambient.scan import Scan, scan_of
 
-_WRITERS = {
+_WRITERS: dict[str, tuple[str, Callable[..., list[Path]]]] = {  # ending, and what returns the paths that it wrote
     "nifti": (".nii.gz", write_nifti),
     "dicom": ("_dicom", write_dicom),
     "cfl": (".cfl", write_cfl),
@@ -102,7 +102,8 @@ def reconstruct_files(
     Parameters
     ----------
     scans : sequence of paths
-        Files, folders (all ``.h5`` files below, but not reconstructions), or glob patterns.
+        Files, folders (all below with an ending of `mri_ambient.readers.ENDINGS`, but not reconstructions), or glob
+        patterns.
     out : path
         Folder of the results, ``<stem>_recon.h5`` and so on. If scans in different folders have the same name, these
         folders are repeated below `out`.
@@ -330,9 +331,5 @@ def _derive(result: Path, base: Path, files: FileSettings) -> Iterator[Path]:
     reconstruction = load_reconstruction(result)
     for name in names:
         ending, write = _WRITERS[name]
-        path = base.with_name(base.name + ending)
-        if name == "dicom":
-            write_dicom(reconstruction, path, files.template, files.keep_identity)
-        else:
-            write(reconstruction, path)
-        yield path
+        place = (files.template, files.keep_identity) if name == "dicom" else ()
+        yield from write(reconstruction, base.with_name(base.name + ending), *place)

@@ -27,7 +27,10 @@ def find_scans(scans: Sequence[str | Path]) -> list[Path]:
         if path.is_dir() or (not path.exists() and any(sign in str(item) for sign in "*?[")):
             matches = [m for m in find_sources([item]) if not is_result(m) and not is_volume(m)]
             if not matches:
-                raise InputError(f"There is no scan in {item}: name files with k-space.")
+                raise InputError(
+                    f"There is no scan in {item}: name files with k-space, or make scans of magnitude images with "
+                    "`mri-ambient simulate`."
+                )
         else:
             matches = [path]
         for match in matches:

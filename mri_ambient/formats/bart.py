@@ -33,6 +33,8 @@ _BYTES = np.dtype("<c8").itemsize
 
 def header_of(path: Path) -> Path | None:
     """The header of the pair that a path names: either file, or their name without ending; None if it is no pair."""
+    if not path.name:  # "." and the root
+        return None
     base = path.with_suffix("") if path.suffix in (".cfl", ".hdr") else path
     header = base.with_name(base.name + ".hdr")
     if not header.is_file():

@@ -212,6 +212,7 @@ def test_disk_full_while_writing(run, scan, nifti, tmp_path, monkeypatch, comman
         (["--noise", "-1"], "noise"),
         (["--device", "abacus"], "abacus"),
         (["--precision", "fp7"], "fp7"),
+        (["--seed", str(2**63)], "--seed must lie"),
     ],
 )
 def test_bad_options_of_recon(run, scan, tiny_prior, tmp_path, words, expected):
@@ -227,9 +228,13 @@ def test_bad_options_of_recon(run, scan, tiny_prior, tmp_path, words, expected):
         (["--method", "magic"], "'magic' is not one of ambient"),
         (["--mask", "magic"], "'magic' is not one of random"),
         (["--preset", "giant"], "'giant' is not one of tiny"),
-        (["--accel", "0.5"], "accel"),
-        (["--images", "0"], "images"),
-        (["--matrix", "1"], "matrix"),
+        (["--method", "gsure", "--variant", "clean"], "The method gsure has no variants: leave 'clean' out."),
+        (["--variant", "clean"], "--variant 'clean' of ambient is not one of weighted, published."),
+        (["--accel", "0.5"], "--accel must lie between 1 and 64, but is 0.5."),
+        (["--images", "0"], "--images must lie"),
+        (["--matrix", "1"], "--matrix must lie"),
+        (["--seed", "99999999999999999999999"], "--seed must lie between 0 and 9223372036854775807"),
+        (["--seed", "-1"], "--seed must lie"),
         (["--validation", "nowhere/*.h5"], "nowhere"),
     ],
 )

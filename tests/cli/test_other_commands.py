@@ -6,8 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
+from mri_ambient.denoiser import PRESETS, Denoiser
 from mri_ambient.errors import InputError
-from mri_ambient.prior import load_prior
+from mri_ambient.prior import load_prior, save_prior
 from mri_ambient.recon.demo import run_demo
 from mri_ambient.recon.result import load_reconstruction
 from mri_ambient.recon.settings import Settings
@@ -35,6 +36,11 @@ class TestSimulate:
     def test_fully_sampled_by_default(self, run, nifti, tmp_path):
         assert run("simulate", nifti, "--out", tmp_path, "--quiet").output == ""
         assert load_scan(tmp_path / "head.h5").acceleration == 1
+
+    def test_help_says_what_is_sampled_by_default(self, run):
+        output = run("simulate", "--help").stdout
+        assert "fully sampled" in output
+        assert "as acquired" not in output
 
     def test_seed(self, run, nifti, tmp_path):
         def kspace(seed):
@@ -137,6 +143,16 @@ class TestPriors:
         assert shown["prior"] == "runs/good"
         assert (shown["method"], shown["R"], shown["mask"]) == ("ambient", "4", "-")
         assert broken.startswith("runs/broken: ")
+
+    @pytest.mark.parametrize(("method", "shown"), [("ambient", ["2,3.5,8", "random"]), ("supervised", ["-", "-"])])
+    def test_accelerations(self, run, tmp_path, monkeypatch, method, shown):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("mri_ambient.prior.shipped_priors", lambda: {})
+        (tmp_path / "runs" / "mix").mkdir(parents=True)
+        card = {"method": method, "acceleration": [2.0, 3.5, 8.0], "mask": "random"}
+        save_prior(tmp_path / "runs" / "mix" / "prior.safetensors", Denoiser(PRESETS["tiny"]), card)
+        _, row = run("priors").stdout.splitlines()
+        assert row.split()[1:4] == [method, *shown]
 
     def test_json(self, run, runs, tiny_prior):
         broken, good = json.loads(run("priors", "--json").stdout)

@@ -100,6 +100,19 @@ def test_all_formats_and_report(recon, scan, tmp_path):
     assert "Zero-filled" in (tmp_path / "out" / f"{stem}.html").read_text()
 
 
+@pytest.mark.parametrize("words", [("--json",), ()])
+def test_all_that_was_written_is_listed(recon, scan, tmp_path, words):
+    output = recon(scan, "--format", "nifti", "--format", "cfl", "--format", "png", "--no-calibration", *words).stdout
+    written = [str(tmp_path / "out" / name) for name in files_in(tmp_path / "out")]
+    assert len(written) == 8
+    if words:
+        (summary,) = json.loads(output)
+        assert sorted(summary["files"]) == written
+    else:
+        (line,) = [line for line in output.splitlines() if line.startswith(f"  {tmp_path}")]
+        assert sorted(line.strip().rpartition(" in ")[0].split(", ")) == written
+
+
 def test_dicom_series_is_never_mixed_with_another(recon, scan, tmp_path):
     recon(scan, "--format", "dicom")
     before = (tmp_path / "out" / "scan_recon.h5").stat().st_mtime_ns

@@ -57,15 +57,23 @@ def test_a_template_that_does_not_fit_is_refused_before_the_work(recon, scan, se
         (("--format", "dicom", "--template", "none"), "Error: The template none is not a folder"),
         (("--template", "SERIES"), "Error: A template is for DICOM files"),
         (("--format", "dicom", "--keep-identity"), "Error: Patient and study can only be kept from a template"),
-        (("--format", "dicom", "--template", "TEXT"), "is neither a NIfTI file (.nii, .nii.gz) nor a DICOM file"),
+        (("--format", "dicom", "--template", "TEXT"), "a.dcm is no DICOM file"),
+        (("--format", "dicom", "--template", "IMAGES"), "holds NIfTI files: name a folder with nothing but"),
+        (("--format", "dicom", "--template", "FRAMES"), "convert it to files of one frame first"),
         (("--format", "dicom", "--template", "EMPTY"), "holds no files"),
     ],
 )
 def test_bad_input(recon, series, tmp_path, words, message):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.dcm").write_text("no image")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.nii.gz").touch()
+    (tmp_path / "frames").mkdir()
+    dataset = pydicom.dcmread(series / "03")
+    dataset.NumberOfFrames = 2
+    dataset.save_as(tmp_path / "frames" / "a")
     (tmp_path / "empty").mkdir()
-    names = {"SERIES": series, "TEXT": tmp_path / "text", "EMPTY": tmp_path / "empty"}
+    names = {"SERIES": series, **{name.upper(): tmp_path / name for name in ("text", "images", "frames", "empty")}}
     result = recon(*(names.get(word, word) for word in words), code=2)
     assert message in one_line(result)
     assert files_in(tmp_path / "out") == []

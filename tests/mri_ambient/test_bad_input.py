@@ -2,12 +2,14 @@
 
 import errno
 import os
+import pickle
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from mri_ambient.config import TrainConfig
 from mri_ambient.errors import InputError
 from mri_ambient.scan import Scan, load_scan, require_acs, write_scan
 
@@ -214,6 +216,21 @@ class TestArrays:
         with pytest.raises(InputError) as caught:
             Scan.from_arrays(K).undersample(mask)
         assert_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"accel": 0.5}, "The accel must lie between 1 and 64, but is 0.5."),
+        ({"learning_rate": 2}, "The learning_rate must lie between 1e-07 and 1, but is 2."),
+        ({"mask": "x"}, "The mask 'x' is not one of random, bernoulli, equispaced, gaussian, poisson."),
+        ({"method": "gsure", "variant": "clean"}, "The method gsure has no variants: leave 'clean' out."),
+    ],
+)
+def test_settings_of_training_have_the_names_of_arguments(settings, expected):
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**settings)
+    assert str(caught.value) == str(pickle.loads(pickle.dumps(caught.value))) == expected
 
 
 class TestCentre:

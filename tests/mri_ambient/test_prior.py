@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from mri_ambient.denoiser import Denoiser, DenoiserConfig
 from mri_ambient.errors import InputError
 from mri_ambient.objectives.bootstrap import CentreView, ComposedDenoiser, WholeView
-from mri_ambient.prior import FORMAT, Prior, load_prior, read_card, save_prior, shipped_priors
+from mri_ambient.prior import FORMAT, Prior, load_prior, prior_label, read_card, save_prior, shipped_priors
 from mri_ambient.unrolled import Unrolled, UnrolledConfig
 
 SIZE = DenoiserConfig(channels=(4, 8), embedding=8)
@@ -32,6 +32,16 @@ def test_round_trip_by_file_and_by_run_folder(path):
     assert load_prior(path.parent).hash == prior.hash
     assert not any(p.requires_grad for p in prior.denoiser.parameters())
     assert read_card(path)["parameters"] == sum(p.numel() for p in prior.denoiser.parameters())
+
+
+def test_a_prior_in_a_run_folder_is_called_after_it(path, monkeypatch):
+    folder = path.parent.rename(path.parent.with_name("ambient-r2.5"))
+    assert [load_prior(place).name for place in (folder, str(folder), folder / path.name)] == ["ambient-r2.5"] * 3
+    monkeypatch.chdir(folder)
+    assert [prior_label(place) for place in (".", path.name)] == ["ambient-r2.5"] * 2
+    (folder / path.name).rename(folder / "mine.safetensors")
+    assert load_prior(folder / "mine.safetensors").name == "mine"
+    assert prior_label("brain-r4") == "brain-r4"
 
 
 def test_error_is_interpolated_and_falls_back_to_the_linear_denoiser(path):

@@ -18,7 +18,7 @@ from mri_ambient.phantoms import phantom_volume
 from mri_ambient.prior import save_prior
 from mri_ambient.recon import benchmark as module
 from mri_ambient.recon import comparison, reconstruct
-from mri_ambient.recon.benchmark import Benchmark, Conditions, benchmark, prior_label, summarise
+from mri_ambient.recon.benchmark import Benchmark, Conditions, benchmark, summarise
 from mri_ambient.recon.comparison import Source, opened, reference, spread
 from mri_ambient.recon.figures import Curve, curves
 from mri_ambient.recon.grappa import grappa
@@ -285,12 +285,6 @@ def test_summary_resamples_patients_and_knows_when_there_is_one():
     assert np.isnan(alone["psnr"]["low"])
     (exact,) = summarise([{**row("a", 20.0), "psnr": None}])  # JSON has no infinity
     assert exact["psnr"]["mean"] == float("inf")
-
-
-def test_priors_are_called_after_their_folder(priors):
-    assert prior_label("brain-r4") == "brain-r4"
-    assert prior_label(str(priors / "varnet")) == "varnet"
-    assert prior_label(str(priors / "varnet" / "prior.safetensors")) == "varnet"
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ class TestTemplate:
             volume.save(tmp_path / "out", template=tmp_path / "none")
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "text").write_text("no image")
-        with pytest.raises(InputError, match="neither"):
+        with pytest.raises(InputError, match="is no DICOM file"):
             open_template(tmp_path / "other")
         with pytest.raises(InputError, match="for DICOM files"):
             volume.save(tmp_path / "x.nii", template=series)

@@ -116,7 +116,7 @@ def test_refuses(pair, tmp_path):
     with pytest.raises(InputError, match="no reconstruction"):
         evaluate([], [truth])
     with pytest.raises(InputError, match=r"no target for .*scan\.h5"):
-        evaluate([recon], [tmp_path / "other.h5"])
+        evaluate([recon], [target(tmp_path / "other.h5", random(2, 12, 10))])
     with pytest.raises(InputError, match="2 targets"):
         evaluate([recon], [truth, target(tmp_path / "second" / "scan.h5", random(2, 12, 10))])
     with pytest.raises(InputError, match="holds no target"):
@@ -127,8 +127,9 @@ def test_refuses(pair, tmp_path):
         evaluate([recon], [target(tmp_path / "fourth" / "scan.h5", random(3, 12, 10))])
     with pytest.raises(InputError, match="positive"):
         evaluate([recon], [target(tmp_path / "fifth" / "scan.h5", np.zeros((2, 12, 10)))])
-    with pytest.raises(InputError, match="no file"):
-        evaluate([tmp_path / "gone.h5"], [tmp_path / "gone.h5"])
+    for places in (([recon, tmp_path / "gone.h5"], [truth]), ([recon], [truth, tmp_path / "gone.h5"])):
+        with pytest.raises(InputError, match=r"There is no file .*gone\.h5"):
+            evaluate(*places)
 
 
 def picture(source: Path | BytesIO) -> np.ndarray:

@@ -40,6 +40,12 @@ class TestLayout:
         for name in ("a.b", "a.b.hdr", "a.b.cfl"):
             assert load_scan(tmp_path / name).shape == SHAPE
 
+    def test_a_place_without_a_name_is_no_pair(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for place in (".", "/", ".."):
+            with pytest.raises(InputError, match="is a folder where a file is needed"):
+                load_scan(place)
+
     def test_one_slice_and_one_coil_need_no_further_dimensions(self, tmp_path, kspace):
         scan = load_scan(write_cfl(tmp_path / "a", kspace[0, 0].astype(np.complex64)))
         assert scan.shape == (1, 1, *SHAPE[2:])
