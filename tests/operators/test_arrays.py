@@ -25,6 +25,21 @@ def test_memory_layout_and_byte_order_do_not_matter(change):
     torch.testing.assert_close(scan.read_target(0), same[0, 0].abs())
 
 
+@pytest.mark.parametrize("count", [1, 7])
+def test_threads_share_a_batch_of_matrices(count):
+    matrices = normal((count, 6, 6), 1)
+    matrices = matrices + matrices.mH
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        values, vectors = eigh(matrices)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close((vectors * values[:, None]) @ vectors.mH, matrices)
+    torch.testing.assert_close(values, torch.linalg.eigvalsh(matrices))
+
+
 @pytest.mark.cuda
 def test_eigenvectors_on_a_gpu():
     matrices = normal((300, 200, 200), 1).to(torch.complex64)
