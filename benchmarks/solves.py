@@ -227,6 +227,8 @@ def crossover(widths: list[int], coils: int, samples: int, runs: int) -> str:
     """Milliseconds a row of what the exact solvers do, and the number of levels at which they cost the same."""
     import torch
 
+    from mri_ambient.operators.arrays import eigh
+
     names = ("product of maps", "eigh", "use of eigh", "Cholesky", "use of Cholesky", "LU and its use")
     lines = [["pixels a row", *names, "levels from which eigh is cheaper"], ["---"] * (len(names) + 2)]
     for width in widths:
@@ -239,7 +241,7 @@ def crossover(widths: list[int], coils: int, samples: int, runs: int) -> str:
         factor = torch.linalg.cholesky(matrices)
         functions: tuple[Callable[[], object], ...] = (
             partial(torch.matmul, maps.mH, maps),
-            partial(torch.linalg.eigh, matrices),
+            partial(eigh, matrices),
             partial(use_eigh, values, vectors, b),
             partial(torch.linalg.cholesky, matrices),
             partial(torch.cholesky_solve, b, factor),

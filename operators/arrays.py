@@ -1,10 +1,12 @@
 """Turning what users hand in into the tensors that operators work on, and eigenvectors of these."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 MOST_ON_GPU = 2**14  # matrices that are decomposed at once
@@ -63,16 +65,26 @@ def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
 def _decompose(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh`, with a part of a batch to each thread of the CPU.
 
-    PyTorch does one matrix after the other with all threads, which wait for one another: with two threads that took 10
-    to 20 times as long for rows of 128 to 320 pixels (`benchmarks/solves.py`).
+    PyTorch does one matrix after the other with all threads. Where threads that wait sleep (OMP_WAIT_POLICY=PASSIVE, as
+    the program sets it), two of them took 10 to 20 times as long for rows of 128 to 320 pixels. The number of threads
+    is set for each worker alone: `torch.set_num_threads` would set it for all, and after it `torch.linalg.solve` failed
+    in PyTorch 2.15 with MKL 2024.2.
     """
     threads = torch.get_num_threads()
     if matrices.is_cuda or matrices.ndim < 3 or threads == 1 or matrices.requires_grad:
         return torch.linalg.eigh(matrices)
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            values, vectors = zip(*pool.map(torch.linalg.eigh, matrices.chunk(threads)), strict=True)
-    finally:
-        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(threads) as pool:
+        values, vectors = zip(*pool.map(_with_one_thread, matrices.chunk(threads)), strict=True)
     return torch.cat(values), torch.cat(vectors)
+
+
+def _with_one_thread(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    torch.get_num_threads()  # the first call in a thread would otherwise undo the limit
+    with _thread_pools().limit(limits=1, user_api="openmp"):
+        values, vectors = torch.linalg.eigh(matrices)
+    return values, vectors
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()

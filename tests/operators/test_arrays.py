@@ -1,5 +1,9 @@
 """NumPy arrays in any memory layout, and eigenvectors that can be relied on."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -26,18 +30,24 @@ def test_memory_layout_and_byte_order_do_not_matter(change):
 
 
 @pytest.mark.parametrize("count", [1, 7])
-def test_threads_share_a_batch_of_matrices(count):
+def test_threads_share_a_batch_of_matrices(count, monkeypatch):
     matrices = normal((count, 6, 6), 1)
     matrices = matrices + matrices.mH
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        values, vectors = eigh(matrices)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    values, vectors = eigh(matrices)
     torch.testing.assert_close((vectors * values[:, None]) @ vectors.mH, matrices)
     torch.testing.assert_close(values, torch.linalg.eigvalsh(matrices))
+
+
+def test_the_number_of_threads_stays():
+    """In a process of its own, with two threads that sleep: what comes after runs as before."""
+    code = (
+        "import torch; from mri_ambient.operators.arrays import eigh; "
+        "a = torch.randn(40, 256, 256, dtype=torch.complex64); eigh(a @ a.mH); x = torch.linalg.solve(a, a); assert (x - torch.eye(256)).abs().amax() < 0.1;"
+        "assert torch.get_num_threads() == 2"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
 
 
 @pytest.mark.cuda
