@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 MOST_ON_GPU = 2**14  # matrices that are decomposed at once
@@ -86,5 +85,7 @@ def _with_one_thread(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _thread_pools() -> ThreadpoolController:
+def _thread_pools() -> Any:
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()

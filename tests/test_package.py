@@ -116,7 +116,15 @@ def test_the_facade_reaches_into_recon_only_lazily():
 
 
 def test_operators_know_no_files():
-    known = set(sys.stdlib_module_names) | {"torch", "numpy", "scipy", "sigpy", "fastmri", "mri_ambient"}
+    known = set(sys.stdlib_module_names) | {
+        "torch",
+        "numpy",
+        "scipy",
+        "sigpy",
+        "fastmri",
+        "threadpoolctl",
+        "mri_ambient",
+    }
     for inside, path in package_files(".py"):
         if layer(module_name(inside)) == "operators":
             assert {name.split(".")[0] for name in imports(path, module_name(inside))} <= known, inside

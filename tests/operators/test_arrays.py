@@ -41,11 +41,16 @@ def test_threads_share_a_batch_of_matrices(count, monkeypatch):
 
 def test_the_number_of_threads_stays():
     """In a process of its own, with two threads that sleep: what comes after runs as before."""
-    code = (
-        "import torch; from mri_ambient.operators.arrays import eigh; "
-        "a = torch.randn(40, 256, 256, dtype=torch.complex64); eigh(a @ a.mH); x = torch.linalg.solve(a, a); assert (x - torch.eye(256)).abs().amax() < 0.1;"
-        "assert torch.get_num_threads() == 2"
-    )
+    code = """
+import torch
+from mri_ambient.operators.arrays import eigh
+
+a = torch.randn(40, 256, 256, dtype=torch.complex64)
+eigh(a @ a.mH)
+x = torch.linalg.solve(a, a)
+assert (x - torch.eye(256)).abs().amax() < 0.1
+assert torch.get_num_threads() == 2
+"""
     environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
 
