@@ -31,7 +31,7 @@ SCRIPTS: tuple[tuple[str, str, list[str], list[str]], ...] = (  # title, script,
         ["--presets", "small"],
         ["--presets", "tiny", "--steps", "3", "--slice", "4", "32", "40"],
     ),
-    ("Growth", "growth.py", ["--runs", "2"], ["--parts", "slices", "--largest", "4"]),
+    ("Growth", "growth.py", ["--runs", "1", "--largest", "1000"], ["--parts", "slices", "--largest", "4"]),
     ("Start-up", "startup.py", [], []),
 )
 INTRODUCTION = """# Speed

@@ -16,10 +16,10 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 MARKS = [(0, 12, 9), (1, 17, 17), (2, 11, 14), (1, 21, 11), (0, 16, 13)]  # (slice, row, column), brightest first
 SHAPE = (3, 33, 28)
 IDENTITY = {
-    "PatientName": "Müller^Änne", "PatientID": "4711", "PatientBirthDate": "19661001", "PatientSex": "F",
-    "PatientAge": "042Y", "StudyInstanceUID": "1.2.3.4", "StudyDate": "20200102", "StudyTime": "101112",
+    "PatientName": "Müller^Änne", "PatientID": "P-4711", "PatientBirthDate": "19661001", "PatientSex": "F",
+    "PatientAge": "042Y", "StudyInstanceUID": "1.2.3.4", "StudyDate": "20200102", "StudyTime": "101112.131415",
     "StudyID": "S5", "StudyDescription": "knee of Änne", "AccessionNumber": "A6", "ReferringPhysicianName": "House^G",
-    "InstitutionName": "Charité", "OtherPatientIDs": "4712",
+    "InstitutionName": "Charité", "OtherPatientIDs": "P-4712",
 }  # fmt: skip
 
 
