@@ -7,8 +7,8 @@ Three questions:
 1. One right-hand side at one noise level in the middle: what setting up an exact solver costs.
 2. The data steps of 8 samples at 25 falling noise levels (`--many`), 200 right-hand sides, as posterior sampling needs
    them: ``b = A^H y + lambda v`` with ``v`` an image with noise of that level, where conjugate gradients start.
-3. Per image row: eigendecomposition (serves every level) or Cholesky (serves one), and from how many levels on the
-   first is cheaper.
+3. Per image row, by complex products (the solver uses real ones): eigendecomposition (serves every level) or Cholesky
+   (serves one), and from how many levels on the first is cheaper.
 
 The tolerance of conjugate gradients is the residual over the norm of b, for all programs. Error: the largest relative
 error of a right-hand side, against dense blocks of the operator solved in double precision.

@@ -38,13 +38,12 @@ from mri_ambient.readers import ENDINGS, is_result, is_scan, scan_files, split_p
 from mri_ambient.scan import Scan, load_scan
 from mri_ambient.simulate import sample_mask, simulate_scan
 from mri_ambient.streams import stream
-from mri_ambient.volumes import Volume, load_volume
+from mri_ambient.volumes import NIFTI, Volume, load_volume
 
 VERSION = 1  # of the arrays; a test notices when they change, and then it must be raised
 EMPTY = 0.02  # slices whose maps cover less of the field of view have no anatomy worth learning
 _DICOM = (".dcm", ".DCM", ".IMA")
-_NIFTI = (".nii", ".nii.gz")
-_FILES = (*ENDINGS, *_NIFTI)
+_FILES = (*ENDINGS, *NIFTI)
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def own_names(sources: Sequence[Path | Volume]) -> list[tuple[str, str]]:
 
 
 def _own_name(source: Path | Volume) -> str:
-    if isinstance(source, Volume) or source.name.lower().endswith(_NIFTI):  # the folder of a NIfTI file is its patient
+    if isinstance(source, Volume) or source.name.lower().endswith(NIFTI):  # the folder of a NIfTI file is its patient
         return ""
     if source.is_dir():
         return source.resolve().name

@@ -65,7 +65,7 @@ def _decompose(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh`, with a part of a batch to each thread of the CPU.
 
     PyTorch does one matrix after the other with all threads. Where threads that wait sleep (OMP_WAIT_POLICY=PASSIVE, as
-    the program sets it), two of them took 10 to 20 times as long for rows of 128 to 320 pixels. The number of threads
+    the program sets it), two of them took 6 to 10 times as long for rows of 128 to 384 pixels. The number of threads
     is set for each worker alone: `torch.set_num_threads` would set it for all, and after it `torch.linalg.solve` failed
     in PyTorch 2.15 with MKL 2024.2.
     """

@@ -61,7 +61,7 @@ from mri_ambient.errors import InputError
 from mri_ambient.objectives.base import complex_normal
 from mri_ambient.operators import center_crop, center_pad, fft2c, ifft2c
 from mri_ambient.operators.classical import cg_sense
-from mri_ambient.preparation import EMPTY, Simulation, find_sources, is_volume
+from mri_ambient.preparation import EMPTY, Simulation, find_sources, is_volume, own_names
 from mri_ambient.prior import RUN_FILE, Prior, find_prior
 from mri_ambient.recon.generation import check_request, generate
 from mri_ambient.recon.meter import counted
@@ -316,13 +316,14 @@ class _Look:
         """All slices of the sources that show anatomy."""
         features, patients, errors, undersampled = [], [], [], 0
         share = max(2, RECOVERED // len(sources))
-        for number, source in enumerate(sources):
+        for number, (source, (own, distinct)) in enumerate(zip(sources, own_names(sources), strict=True)):
             self.reporter.stage("reading images", number, len(sources))
             scan = self._open(source, number)
+            patient = scan.patient or scan.name
             every = max(1, scan.shape[0] // share)
             for place, (index, image) in enumerate(self._images(scan)):
                 features.append(feature(image, self.shape))
-                patients.append(scan.patient or scan.name)
+                patients.append(distinct if patient == own else patient)  # as in training
                 wanted = place % every == 0
                 generator = stream(self.seed, "audit", scan.patient or "", scan.name, index)
                 errors.append(self._error(image, generator) if wanted else torch.full((len(SIGMAS),), torch.nan))

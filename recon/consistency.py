@@ -119,7 +119,7 @@ class HeldOut:
         """What the spread is to be multiplied by to match the error; not below `LEAST_FACTOR`."""
         scale = self.spread**2 + self.error_variance
         if scale == 0:  # nothing is missing where lines were held out
-            return LEAST_FACTOR
+            return 1.0
         square = (self.error * self.spread + self.error_variance) / scale
         return math.sqrt(max(square, LEAST_FACTOR**2))
 

@@ -23,7 +23,7 @@ from mri_ambient.preparation import find_sources
 from mri_ambient.prior import load_prior
 from mri_ambient.recon import reconstruct
 from mri_ambient.reporter import Silent
-from mri_ambient.run_state import new_state
+from mri_ambient.run_state import choose_device, new_state
 from mri_ambient.scan import Scan, load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training import learning_rate, train
@@ -436,3 +436,9 @@ def test_scans_from_arrays_have_patients(tmp_path):
     kspace = torch.randn(1, 2, 32, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     write_scan(Scan.from_arrays(kspace, patient="p7"), tmp_path / "x.h5")
     assert find_sources([str(tmp_path / "*.h5")]) == [tmp_path / "x.h5"]
+
+
+@pytest.mark.parametrize("name", ["mps", "cpu:1", "cuda:99", "cuda:x", "gpu"])
+def test_devices_that_are_not_there_are_refused(name):
+    with pytest.raises(InputError, match=name):
+        choose_device(name, "auto")

@@ -17,6 +17,7 @@ from mri_ambient.denoiser import PRESETS, Denoiser
 from mri_ambient.errors import InputError
 from mri_ambient.operators import MaskPattern, center_crop, center_pad
 from mri_ambient.phantoms import phantom_volume
+from mri_ambient.preparation import Simulation, find_sources
 from mri_ambient.prior import Prior, save_prior
 from mri_ambient.recon import audit as module
 from mri_ambient.recon.audit import (
@@ -31,7 +32,7 @@ from mri_ambient.recon.audit import (
     similarities,
 )
 from mri_ambient.reporter import Silent
-from mri_ambient.scan import load_scan, write_scan
+from mri_ambient.scan import Scan, load_scan, write_scan
 from mri_ambient.simulate import simulate_scan
 from mri_ambient.training_data import load_data
 
@@ -321,3 +322,15 @@ def test_the_result_is_plain_data(scans):
     assert values["memorises"] is False
     assert values["recovery"][1]["sigma"] == 1.0
     assert values["heldout_patients"] == 3
+
+
+def test_files_of_one_name_are_the_patients_that_training_took_them_for(tmp_path):
+    for number in range(2):
+        (tmp_path / f"sub{number}").mkdir()
+        full = simulate_scan(phantom_volume(1, SHAPE, number), coils=3, noise_std=0.01)
+        write_scan(Scan.from_arrays(full.kspace, noise_std=0.01), tmp_path / f"sub{number}" / "scan.h5")
+    look = module._Look(prior(White(torch.empty(0))), Simulation(), SHAPE, None, 0, Silent())
+    found = look.at(find_sources([tmp_path])).patients
+    config = TrainConfig(preset="tiny", method="supervised")
+    trained, _ = load_data([tmp_path], [], config, tmp_path / "run", Silent())
+    assert set(found) == {record.patient for record in trained.records} == {"sub0/scan", "sub1/scan"}

@@ -237,6 +237,12 @@ class TestTruth:
         expected = center_crop(rss(ifft2c(scan.read(0)), dim=-3), (40, 36))
         np.testing.assert_allclose(reference(scan, [0], None), expected[None].numpy(), rtol=1e-5)
 
+    def test_a_target_larger_than_k_space_is_cropped(self):
+        full = simulate_scan(phantom_volume(1, (48, 40), seed=0), coils=3, noise_std=0.01)
+        target = torch.nn.functional.pad(full.target, (4, 4, 2, 2))
+        scan = Scan.from_arrays(full.kspace, noise_std=0.01, target=target)
+        np.testing.assert_array_equal(reference(scan, [0], None), full.target.numpy())
+
     def test_is_whitened_where_the_scan_is(self):
         """Coil 0 amplified tenfold, noise and all, and the level not stated: the images must be on one scale."""
         full = simulate_scan(phantom_volume(2, (64, 64), seed=0), coils=3, noise_std=0.05)
